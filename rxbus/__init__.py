@@ -1,0 +1,63 @@
+"""rxbus: an event bus for Python on ReactiveX, whose `publish` waits for every observer.
+
+An event flows one way, and each module imports only from those below it:
+
+    _bus              EventBus
+    _topic            topics as Subjects, subscriptions as Observables, the registry
+    operators         operators that know about acknowledgement
+    _scheduler        BlockingScheduler: the delivery engine as a reactivex scheduler
+    _watch            what the monitor looks at: hand-off, stall warnings
+    _delivery         lanes, logs and fan-outs; the only place that calls an observer
+    _workers          threads
+    _acknowledgement  who still owes an acknowledgement, and to whom
+    _event            events, topics, patterns
+    errors            every error, in one tree
+"""
+
+from importlib.metadata import version
+
+from rxbus import errors, operators
+from rxbus._acknowledgement import Acknowledgement, Receipt, defer
+from rxbus._bus import EventBus, Statistics
+from rxbus._event import Event, Topic
+from rxbus._scheduler import BlockingScheduler
+from rxbus._topic import Subscription, TopicSubject
+from rxbus.errors import (
+    AcknowledgementTimeout,
+    BufferOverflow,
+    BusClosed,
+    EventLoopBlocked,
+    FeedbackLoop,
+    InvalidArgument,
+    InvalidTopic,
+    PublishError,
+    RxBusError,
+)
+from rxbus.operators import only_payload
+
+__all__ = [
+    "Acknowledgement",
+    "AcknowledgementTimeout",
+    "BlockingScheduler",
+    "BufferOverflow",
+    "BusClosed",
+    "Event",
+    "EventBus",
+    "EventLoopBlocked",
+    "FeedbackLoop",
+    "InvalidArgument",
+    "InvalidTopic",
+    "PublishError",
+    "Receipt",
+    "RxBusError",
+    "Statistics",
+    "Subscription",
+    "Topic",
+    "TopicSubject",
+    "defer",
+    "errors",
+    "only_payload",
+    "operators",
+]
+
+__version__ = version("rxbus")

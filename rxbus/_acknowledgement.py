@@ -1,0 +1,456 @@
+"""Who still owes an acknowledgement, and to whom: the counting behind `publish`.
+
+A publish that meets only free, fast observers counts on its fingers and touches nothing here. Whatever cannot be done
+within its own round (an observer that is busy, a delivery on a worker, a deferral) is written into the *ledger*: one
+lock for all counts, since an event's tree may span several buses and each entry is a few assignments long.
+
+    FanOut    one event and the observers it goes to: how many deliveries others must end, how many have ended
+    Wait      what one publisher waits for: a count, the failures, the bell that wakes it
+    Delivery  one event inside one observer, where more than a plain call is needed to know when it ends
+
+An acknowledgement flows one way: Delivery -> FanOut -> the Wait of the outermost publisher (its whole tree), and to
+the Wait of a nested publisher for what that one started itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from asyncio import AbstractEventLoop, _get_running_loop
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from reactivex.scheduler import CurrentThreadScheduler
+from reactivex.scheduler.trampoline import Trampoline
+
+from rxbus._event import Event
+from rxbus.errors import InvalidArgument, RxBusError
+
+if TYPE_CHECKING:
+    from rxbus._delivery import Entry, Feed, Lane, Log
+
+__all__ = ["Acknowledgement", "Receipt", "defer"]
+
+Job = Callable[[], object]
+
+logger = logging.getLogger("rxbus")
+
+# Guards FanOut.missing/ended/lost, every field of Wait and Delivery, Lane.deliveries, Feed.cut and Attachment.left.
+# Nothing that can block, raise or run foreign code happens while it is held; no other lock is taken under it.
+ledger = threading.Lock()
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What `publish` returns.
+
+    Attributes:
+        event: The event that was published.
+        acknowledged: How many observers have acknowledged it.
+        queued: How many were busy and will get it next; never other than 0 for an outermost publish.
+    """
+
+    event: Event[Any]
+    acknowledged: int
+    queued: int = 0
+
+
+class Here:
+    """Where a thread stands: what it delivers to whom. One per thread, so that a publish looks up just one thing."""
+
+    __slots__ = (
+        "begun",
+        "delivery",
+        "depth",
+        "event",
+        "fan",
+        "feed",
+        "kept",
+        "later",
+        "loop",
+        "origin",
+        "thread",
+        "trampoline",
+    )
+
+    def __init__(self) -> None:
+        self.feed: Feed | None = None  # whom this thread is inside of; None: not in a handler
+        self.event: Any = None  # what that one was given
+        self.fan: FanOut | None = None  # the fan-out that `event` belongs to, once somebody needs it
+        self.delivery: Delivery | None = None  # the delivery, once a plain call is not enough
+        self.begun: Entry | None = None  # the entry that this thread has linked last
+        self.kept = False  # the delivery that has just returned goes on holding its lane's turn
+        self.depth = 0  # how many publishes are nested on this thread
+        self.later: list[Lane] = []  # lanes with mail from publishes nested too deep to visit them
+        self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with
+        self.loop: AbstractEventLoop | None = None  # needed by what is being attached
+        self.thread = threading.get_ident()
+        self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
+        places[self.thread] = self
+
+    def fan_out(self) -> FanOut:
+        """The fan-out of the event this thread delivers; a topic with a single observer makes it only when asked."""
+        if self.fan is None:
+            assert self.feed is not None
+            self.fan = FanOut(self.feed.log, self.event, self.event.id, (self.feed,), loop=_get_running_loop())
+        return self.fan
+
+    def open(self) -> Delivery:
+        """Begins to count the delivery this thread is in, which no longer ends with the handler's return alone."""
+        if self.delivery is None:
+            feed = self.feed
+            assert feed is not None
+            self.delivery = Delivery(self.fan_out(), feed)
+            self.delivery.enter(awaited=True)
+        return self.delivery
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.here = Here()
+
+
+# Every thread's place, for the monitor; a thread that has ended is overwritten or swept by its ident.
+places: dict[int, Here] = {}
+local = _Local()
+
+# The delivery that a coroutine works for: an event loop's thread serves many, so its place says nothing about them.
+coroutine_delivery: ContextVar[Delivery | None] = ContextVar("rxbus_delivery", default=None)
+
+
+class FanOut(msgspec.Struct, eq=False):
+    """One event and the observers that it goes to."""
+
+    log: Log
+    event: Any
+    id: int
+    feeds: tuple[Feed, ...]
+    rest: Iterator[Feed] = iter(())  # those the publisher has not come to; whoever takes one off has it alone
+    context: Context | None = None  # the publisher's
+    loop: AbstractEventLoop | None = None  # the event loop that the publisher blocks
+    parent: FanOut | None = None  # the event whose handler publishes this one, while it does
+    root: FanOut | None = None  # the outermost event that led to this one; None: it is that itself
+    trail: tuple[str, Any] | None = None  # the topics of its causes, the nearest first, as a linked list
+    chain: int = 0  # how many causes it has
+    origin: Origin | None = None  # the item in a buffer's hand that led to it
+    missing: int = -1  # how many deliveries others must end; known when the publisher's round is over
+    ended: int = 0  # how many others have ended
+    lost: int = 0  # how many ended without an acknowledgement: failed, or the observer left
+    wait: Wait | None = None
+
+    @property
+    def top(self) -> FanOut:
+        """The outermost event of its tree."""
+        return self.root or self
+
+    def waiting(self) -> Wait:
+        """The Wait of this event's publisher. Under the ledger."""
+        if self.wait is None:
+            self.wait = Wait()
+        return self.wait
+
+    def end(self, lost: bool = False) -> None:
+        """Ends one delivery on behalf of the publisher. Under the ledger."""
+        self.ended += 1
+        self.lost += lost
+        if self.ended == self.missing:
+            self.top.waiting().close(self)
+            self.forget()
+
+    def forget(self) -> None:
+        """Lets go of what a quiet topic must not pin: its last entry stays until the next event comes."""
+        self.event = self.context = self.parent = None
+        self.feeds = ()
+
+    def close_round(self, done: int) -> int:
+        """Takes in that the publisher's round is over and `done` deliveries ended in it; says how many are missing."""
+        with ledger:
+            self.missing = len(self.feeds) - done
+            missing = self.missing - self.ended
+            if missing:
+                self.top.waiting().open(self)
+            return missing
+
+    def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None) -> None:
+        """Keeps a failure for the publisher that is told of it: the nested one that waits for it, or the outermost."""
+        note = f"in {feed.name}, on topic {self.log.name!r}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        with ledger:
+            self.log.hub.failed += 1
+            told = (self.top.waiting() if wait is None or wait.gone else wait).tell(error)
+        if not told:
+            logger.error("a handler failed after its publisher had gone: %s", note, exc_info=error)
+
+    def fail_here(self, error: BaseException, feed: Feed) -> None:
+        """A handler has failed in the publisher's own round, in which it is counted as ended."""
+        with ledger:
+            self.lost += 1
+            wait = self.waiting()
+        self.fail(error, feed, wait)
+
+    def pending(self) -> tuple[Feed, ...]:
+        """Who has not ended the delivery of this event. Under the ledger."""
+        return tuple(
+            feed
+            for feed in self.feeds
+            if feed.cut is None
+            and (feed.cursor.id < self.id or any(d.fan is self and d.feed is feed for d in feed.lane.deliveries))
+        )
+
+
+class Origin(msgspec.Struct, eq=False):
+    """An event that a buffer has acknowledged and now hands on: no publisher waits, but causes go on being counted."""
+
+    log: Log
+    event: Any
+    id: int
+    trail: tuple[str, Any] | None
+    chain: int
+    holder: object  # the buffer
+
+
+class Wait:
+    """What one publisher waits for. Its methods are called under the ledger, except where they say otherwise."""
+
+    __slots__ = ("bell", "count", "failures", "fans", "fatal", "gone", "serves", "wake")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.fans: dict[FanOut, None] = {}  # the events of the tree that have not ended
+        self.failures: list[Exception] = []
+        self.fatal: BaseException | None = None  # a handler's BaseException, raised again at the publisher
+        self.serves = True  # the publisher may run handlers while it waits; not with a timeout: it could not leave them
+        self.gone = False  # the publisher has left: nothing more can be told to it
+        # What wakes the publisher: a job to run, or None to look at the count. A queue, since ringing twice must be
+        # harmless and ringing a publisher that has left must not raise.
+        self.bell: SimpleQueue[Job | None] | None = None
+        self.wake: Callable[[], object] | None = None  # instead of the bell, where no thread waits
+
+    def open(self, fan: FanOut) -> None:
+        """Takes a fan-out into the tree that the publisher waits for."""
+        self.fans[fan] = None
+        self.count += 1
+
+    def close(self, fan: FanOut) -> None:
+        """Takes it out again."""
+        if fan in self.fans:
+            del self.fans[fan]
+            self.down()
+
+    def down(self) -> None:
+        """Counts one down, and wakes the publisher at zero."""
+        self.count -= 1
+        if self.count == 0:
+            if self.bell is not None:
+                self.bell.put(None)
+            if self.wake is not None:
+                self.wake()
+
+    def tell(self, error: BaseException) -> bool:
+        """Keeps a failure for the publisher; False where it has gone."""
+        if isinstance(error, Exception):
+            self.failures.append(error)
+        else:
+            self.fatal = error
+        return not self.gone
+
+    def offer(self, job: Job) -> bool:
+        """Gives the publisher something to do; False where it will not come to do it."""
+        if self.gone or not self.serves:
+            return False
+        if self.bell is None:
+            self.bell = SimpleQueue()
+        self.bell.put(job)
+        return True
+
+    def sleep(self, deadline: float | None) -> bool:
+        """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed.
+
+        Not under the ledger.
+        """
+        with ledger:
+            if self.bell is None:
+                self.bell = SimpleQueue()
+        while self.count > 0:
+            try:
+                job = self.bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
+            except Empty:
+                return self.count <= 0
+            if job is not None:
+                job()
+        return True
+
+    def leave(self) -> list[Job]:
+        """Ends the waiting, done or not; gives back the jobs that were offered and not taken. Not under the ledger."""
+        with ledger:
+            self.gone = True
+        jobs: list[Job] = []
+        while self.bell is not None and not self.bell.empty():
+            job = self.bell.get()
+            if job is not None:
+                jobs.append(job)
+        return jobs
+
+
+class Delivery:
+    """One event inside one observer, counted: something keeps it open beyond the handler's plain return.
+
+    It ends once: when the handler has returned and all that was deferred or scheduled is done, when it has failed, or
+    when its observer leaves. All fields are under the ledger.
+    """
+
+    __slots__ = ("ended", "failed", "fan", "feed", "holds", "inside", "open", "wait")
+
+    def __init__(self, fan: FanOut, feed: Feed, wait: Wait | None = None) -> None:
+        self.fan = fan
+        self.feed = feed
+        self.wait = wait  # the nested publisher that waits for this delivery; already counted there
+        self.inside = True  # the handler has not returned
+        self.open = 1  # what must still be settled: the handler itself, deferrals, holds
+        self.holds = 0  # what keeps the lane's turn after the handler's return: scheduled actions, a coroutine
+        self.failed = False
+        self.ended = False
+
+    def enter(self, awaited: bool = False) -> None:
+        """Puts it on its lane's list. A nested publisher waits for it if `awaited`, unless the lane was busy already."""
+        with ledger:
+            deliveries = self.feed.lane.deliveries
+            if deliveries and self.wait is not None:
+                self.wait.down()
+                self.wait = None
+            elif awaited and self.fan.root is not None and not deliveries:
+                self.wait = self.fan.waiting()
+                self.wait.count += 1
+            deliveries.add(self)
+
+    def defer(self, holds: bool = False) -> None:
+        """Keeps it open for one more; with `holds`, the lane's turn too."""
+        with ledger:
+            self.open += 1
+            self.holds += holds
+
+    def returned(self, here: Here, error: BaseException | None = None) -> None:
+        """The handler has returned, or raised; once. Sets `here.kept` where the turn is not to be given back yet."""
+        if not self.inside:
+            return
+        if error is not None:
+            self.fan.fail(error, self.feed, self.wait)
+        with ledger:
+            self.inside = False
+            here.kept = self.holds > 0
+            if error is not None:
+                self.failed = True
+                self.open = self.holds + 1
+            if self.feed.on_next is None:  # the observer has left meanwhile
+                self.open = 1
+            self._settle()
+
+    def settle(self, error: BaseException | None = None, holds: bool = False) -> None:
+        """One of those that kept it open is done; the last hold gives the turn back."""
+        if error is not None:
+            self.fan.fail(error, self.feed, self.wait)
+        with ledger:
+            self.failed |= error is not None
+            self._settle()
+            self.holds -= holds
+            give_back = holds and self.holds == 0 and not self.inside
+        if give_back:
+            self.feed.lane.give_back()
+
+    def leave(self) -> None:
+        """Its observer has left: nobody waits any more, and what is open counts as given. Under the ledger."""
+        self.open = 1
+        self._settle()
+
+    def _settle(self) -> None:
+        self.open -= 1
+        if self.open == 0 and not self.ended:
+            self.ended = True
+            self.feed.lane.deliveries.discard(self)
+            self.fan.end(self.failed)
+            if self.wait is not None:
+                self.wait.down()
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Lets this thread work for the delivery: what it publishes, defers and schedules belongs to it."""
+        here = local.here
+        before = here.feed, here.event, here.fan, here.delivery
+        here.feed, here.event, here.fan, here.delivery = self.feed, self.fan.event, self.fan, self
+        try:
+            yield
+        finally:
+            here.feed, here.event, here.fan, here.delivery = before
+
+
+def current_delivery() -> Delivery | None:
+    """The delivery that the calling code works for, counted from now on; None outside of one."""
+    here = local.here
+    if here.feed is not None:
+        return here.open()
+    delivery = coroutine_delivery.get()
+    return None if delivery is None or delivery.ended else delivery
+
+
+class Acknowledgement:
+    """The word that a delivery is done, to be given later, once, from any thread.
+
+    It is a context manager too: leaving the block acknowledges, an exception in it is a `nack` and goes on.
+    """
+
+    __slots__ = ("_delivery", "_owed")
+
+    def __init__(self, delivery: Delivery) -> None:
+        delivery.defer()
+        self._delivery = delivery
+        self._owed = [True]  # taken off once: list.pop is atomic
+
+    def ack(self) -> None:
+        """Says that the delivery is done. Later calls, and calls after the observer has left, do nothing."""
+        self._settle(None)
+
+    def nack(self, error: BaseException) -> None:
+        """Says that the delivery has failed: `error` is reported to the publisher. Later calls do nothing.
+
+        Raises:
+            InvalidArgument: `error` is not an exception; nothing is settled.
+        """
+        if not isinstance(error, BaseException):
+            raise InvalidArgument(f"nack wants the exception that says what failed, not {error!r}")
+        self._settle(error)
+
+    def _settle(self, error: BaseException | None) -> None:
+        try:
+            self._owed.pop()
+        except IndexError:
+            return
+        self._delivery.settle(error)
+
+    def __enter__(self) -> Acknowledgement:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._settle(error)
+
+
+def defer() -> Acknowledgement:
+    """Keeps the current delivery open: it is not done when the handler returns, but when the result is settled.
+
+    Called inside a handler, or by what works for one (a scheduled action, a coroutine handler). Several may be open in
+    one delivery: all must be settled. The observer takes its next event meanwhile; the publisher waits. Should the
+    handler raise, the delivery has failed, whatever is still open. Should the observer leave or the bus be closed, what
+    is open counts as given.
+
+    Raises:
+        RxBusError: Called outside a delivery.
+    """
+    delivery = current_delivery()
+    if delivery is None:
+        raise RxBusError("defer() is for handlers: there is no delivery here whose acknowledgement could be deferred")
+    return Acknowledgement(delivery)

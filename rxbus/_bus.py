@@ -1,0 +1,320 @@
+"""EventBus: what users hold in their hands."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeVar, overload
+
+import msgspec
+from reactivex import abc
+from reactivex.observer import Observer
+
+from rxbus._acknowledgement import Receipt, ledger, local, logger
+from rxbus._delivery import Hub, Lane
+from rxbus._event import Topic, name_of
+from rxbus._scheduler import BlockingScheduler
+from rxbus._topic import Registry, Subscription, TopicSubject
+from rxbus.errors import BusClosed, InvalidArgument, RxBusError
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """A snapshot of what a bus has done. Exact when nothing is going on.
+
+    Attributes:
+        topics: How many topics the registry holds.
+        observers: How many observers are attached.
+        published: How many events have been published.
+        acknowledged: How many deliveries have been acknowledged.
+        failed: How many deliveries have failed.
+        pending: How many deliveries have not ended.
+        workers: How many worker threads there are.
+    """
+
+    topics: int
+    observers: int
+    published: int
+    acknowledged: int
+    failed: int
+    pending: int
+    workers: int
+
+
+class EventBus:
+    """An event bus whose `publish` returns when every observer has acknowledged.
+
+    Observers are unordered and run in parallel, each of them one event at a time; all see the events of a topic in the
+    same order. See the README for who blocks whom, and until when.
+
+    Args:
+        scheduler: What delivers; a `BlockingScheduler` of the bus's own by default. Several buses may share one.
+        max_chain: How long a chain of events may grow in which each is published by a handler of the one before.
+
+    Raises:
+        InvalidArgument: `scheduler` is not a `BlockingScheduler`, or `max_chain` less than 1.
+    """
+
+    def __init__(self, scheduler: BlockingScheduler | None = None, *, max_chain: int = 1000) -> None:
+        if scheduler is not None and not isinstance(scheduler, BlockingScheduler):
+            raise InvalidArgument(f"scheduler is a BlockingScheduler, not {scheduler!r}: it has to wait for every observer")
+        if not isinstance(max_chain, int) or max_chain < 1:
+            raise InvalidArgument(f"max_chain is at least 1, not {max_chain!r}")
+        self._scheduler = scheduler or BlockingScheduler()
+        self._hub = Hub(self._scheduler, max_chain, lambda name: self._registry.log(name))
+        self._registry = Registry(self._hub)
+        self._logs = self._registry.logs
+        self._close_lock = threading.Lock()  # held while the bus closes: a second close waits for the first
+
+    @property
+    def scheduler(self) -> BlockingScheduler:
+        """What delivers; a reactivex scheduler whose actions the publisher waits for."""
+        return self._scheduler
+
+    @property
+    def topics(self) -> Mapping[str, TopicSubject[Any]]:
+        """The registry: every topic that was asked for or subscribed to, by name. Read-only; publishing adds nothing."""
+        return MappingProxyType(self._registry.subjects)
+
+    @overload
+    def publish(self, topic: Topic[T], payload: T, *, timeout: float | None = None) -> Receipt: ...
+    @overload
+    def publish(self, topic: str | Topic[None], payload: Any = None, *, timeout: float | None = None) -> Receipt: ...
+    def publish(self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None) -> Receipt:
+        """Publishes an event and blocks until every observer attached when the call began has acknowledged it.
+
+        An outermost publish waits for every event that its event leads to, too. A publish made inside a handler waits
+        for the observers that are free; one that is busy (the handler itself, first of all) gets the event next, and the
+        outermost publish waits for that. Without observers it returns at once. The others go on while one is slow or
+        fails; one that leaves meanwhile is not waited for.
+
+        Args:
+            topic: A topic or its name.
+            payload: What the event carries.
+            timeout: Seconds to wait at most; 0 looks just once. With a timeout, handlers run on worker threads.
+
+        Returns:
+            How many observers have acknowledged, and the event.
+
+        Raises:
+            PublishError: Observers failed; it holds every failure, and the receipt.
+            AcknowledgementTimeout: Observers have not acknowledged in time. Their deliveries go on.
+            InvalidTopic: `topic` is not a topic.
+            InvalidArgument: `timeout` is negative.
+            BusClosed: The bus has been closed. While it closes, publishes made inside handlers still work.
+            FeedbackLoop: The event is one more in a chain of causes that has grown too long.
+            EventLoopBlocked: The call would block the event loop that has to run one of the handlers.
+        """
+        log = self._logs.get(topic if topic.__class__ is str else name_of(topic))  # type: ignore[arg-type]
+        if timeout is not None and not timeout >= 0:
+            raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
+        if log is None:
+            log = self._registry.log(name_of(topic))
+        return log.publish(payload, timeout)
+
+    @overload
+    async def publish_async(self, topic: Topic[T], payload: T, *, timeout: float | None = None) -> Receipt: ...
+    @overload
+    async def publish_async(
+        self, topic: str | Topic[None], payload: Any = None, *, timeout: float | None = None
+    ) -> Receipt: ...
+    async def publish_async(self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None) -> Receipt:
+        """Publishes an event and waits as `publish` does, without blocking the event loop.
+
+        The event has its place in the order when the call begins; its handlers run on workers, async ones on their
+        loops. Cancelling the call ends the waiting, not the deliveries. With `BlockingScheduler(max_workers=0)` the
+        handlers run on the loop's own thread.
+
+        Args:
+            topic: A topic or its name.
+            payload: What the event carries.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            How many observers have acknowledged, and the event.
+
+        Raises:
+            RxBusError: As `publish` does, but never `EventLoopBlocked`.
+        """
+        if timeout is not None and not timeout >= 0:
+            raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
+        return await self._registry.log(name_of(topic)).publish_async(payload, timeout)
+
+    @overload
+    def subscribe(self, topic_or_pattern: Topic[T], *, name: str | None = None) -> Subscription[T]: ...
+    @overload
+    def subscribe(self, topic_or_pattern: str, *, name: str | None = None) -> Subscription[Any]: ...
+    def subscribe(self, topic_or_pattern: str | Topic[Any], *, name: str | None = None) -> Subscription[Any]:
+        """Gives an Observable of the events of a topic, or of all topics that match a pattern.
+
+        In a pattern, `*` stands for exactly one token and `>`, at the end, for one or more. Nothing is attached before
+        somebody subscribes to the result.
+
+        Args:
+            topic_or_pattern: A topic, its name, or a pattern.
+            name: How errors and reports call its observers; by default the handler's name and where it was attached.
+
+        Raises:
+            InvalidTopic: It is neither a topic nor a pattern.
+            BusClosed: The bus has been closed.
+        """
+        if self._hub.closing:
+            raise BusClosed("the bus is closed")
+        return self._registry.subscription(name_of(topic_or_pattern), name)
+
+    def unsubscribe(self, topic: str | Topic[Any], subscription: Subscription[Any]) -> None:
+        """Completes every observer attached through a subscription (`on_completed`), and frees publishers that wait.
+
+        Deliveries that are queued are dropped, deferred ones count as given; a handler that is running ends first, then
+        `on_completed` is called. A second call does nothing. What subscribes to it later is completed at once.
+
+        Raises:
+            InvalidArgument: The subscription is not one of this bus's, or not on that topic.
+        """
+        if not isinstance(subscription, Subscription) or subscription._registry is not self._registry:
+            raise InvalidArgument(f"{subscription!r} is not a subscription of this bus")
+        if subscription.topic != name_of(topic):
+            raise InvalidArgument(f"that subscription is on {subscription.topic!r}, not on {name_of(topic)!r}")
+        subscription.unsubscribe()
+
+    @overload
+    def topic(self, topic: Topic[T]) -> TopicSubject[T]: ...
+    @overload
+    def topic(self, topic: str) -> TopicSubject[Any]: ...
+    def topic(self, topic: str | Topic[Any]) -> TopicSubject[Any]:
+        """Gives the Subject of a topic, made on first use.
+
+        Raises:
+            InvalidTopic: `topic` is not a topic.
+        """
+        return self._registry.subject(name_of(topic))
+
+    @overload
+    def publisher(self, topic: Topic[T]) -> Observer[T]: ...
+    @overload
+    def publisher(self, topic: str) -> Observer[Any]: ...
+    def publisher(self, topic: str | Topic[Any]) -> Observer[Any]:
+        """Gives an Rx observer whose `on_next(payload)` publishes: `source.subscribe(bus.publisher("ticks"))`.
+
+        The source is slowed down to the pace of the observers. Its end leaves the topic open; its error is logged.
+
+        Raises:
+            InvalidTopic: `topic` is not a topic.
+        """
+        log = self._registry.log(name_of(topic))
+        name = log.name
+
+        def publish(payload: Any) -> None:
+            self.publish(name, payload)
+
+        def tell(error: Exception) -> None:
+            logger.error("the source that publishes to %r failed", name, exc_info=error)
+
+        return Observer(publish, tell)
+
+    def on(self, topic_or_pattern: str | Topic[Any]) -> Callable[[F], F]:
+        """Attaches the decorated function, plain or `async def`, which takes the event; gives it back unchanged.
+
+        Raises:
+            InvalidTopic: It is neither a topic nor a pattern.
+            BusClosed: The bus has been closed.
+            RxBusError: The function is `async def`, and no event loop is running.
+        """
+        subscription = self.subscribe(topic_or_pattern)
+
+        def attach(function: F) -> F:
+            subscription.subscribe(function)
+            return function
+
+        return attach
+
+    def statistics(self) -> Statistics:
+        """Gives a frozen snapshot of what the bus has done."""
+        registry, hub = self._registry, self._hub
+        with registry.lock:
+            logs = list(registry.logs.values())
+            lanes = {attachment.lane for attachment in registry.attachments}
+            topics = len(registry.subjects)
+            published, fanned = registry.published, registry.fanned
+        published += sum(log.published + log.singles for log in logs)
+        fanned += sum(log.fanned + log.singles for log in logs)
+        with ledger:
+            pending = sum(log.pending() for log in logs) + sum(len(lane.deliveries) for lane in lanes)
+            failed, dropped = hub.failed, hub.dropped
+        acknowledged = max(0, fanned - failed - dropped - pending)
+        return Statistics(topics, len(lanes), published, acknowledged, failed, pending, self._scheduler.workers)
+
+    def close(self) -> None:
+        """Waits for running deliveries, completes all observers, ends all threads.
+
+        Publishes made inside handlers still work meanwhile, all others raise `BusClosed`; what `buffered` holds is
+        handed on; what is deferred counts as given. A second call does nothing. An interrupted call can be repeated.
+
+        Raises:
+            RxBusError: Called inside a handler, which it would wait for.
+        """
+        if local.here.feed is not None or local.here.origin is not None:
+            raise RxBusError("close() inside a handler would wait for that handler: call it from outside")
+        with self._close_lock:
+            if self._hub.closed:
+                return
+            self._hub.closing = True
+            with self._registry.lock:
+                logs = list(self._registry.logs.values())
+            for log in logs:
+                log.reserve()
+            self._wait_until_quiet()
+            with self._registry.lock:
+                attachments = list(self._registry.attachments)
+            for attachment in attachments:
+                attachment.finish()
+            self._wait_until_quiet()
+            self._hub.closed = True
+            self._scheduler.close()
+
+    def _wait_until_quiet(self) -> None:
+        """Waits until a whole round over the lanes has found nothing that came since it began."""
+        while True:
+            with self._registry.lock:
+                lanes = {attachment.lane for attachment in self._registry.attachments}
+                before = sum(log.published for log in self._registry.logs.values())
+            _flush(lanes)
+            with ledger:
+                for delivery in [d for lane in lanes for d in lane.deliveries if not d.holds and not d.inside]:
+                    delivery.leave()
+            self._scheduler.join()
+            with self._registry.lock:
+                after = sum(log.published for log in self._registry.logs.values())
+            if before == after and not any(lane.inbox for lane in lanes):
+                return
+
+    def __enter__(self) -> EventBus:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._hub.closed else "closing" if self._hub.closing else "open"
+        return f"<EventBus {state}, topics: {len(self._registry.subjects)}, observers: {len(self._registry.attachments)}>"
+
+
+def _flush(lanes: set[Lane]) -> None:
+    """Waits until each lane has handled the mail it has now; not for coroutines of the event loop that we would block."""
+    loop = asyncio._get_running_loop()
+    left = threading.Semaphore(0)
+    waited = 0
+    for lane in lanes:
+        with ledger:
+            if loop is not None and any(d.holds and d.feed.loop is loop for d in lane.deliveries):
+                for delivery in list(lane.deliveries):
+                    delivery.leave()
+                continue
+        waited += 1
+        lane.post(lambda: left.release())
+    for _ in range(waited):
+        left.acquire()

@@ -1,0 +1,190 @@
+"""BlockingScheduler: the delivery engine as a reactivex scheduler."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from datetime import datetime
+from typing import TypeVar
+
+from reactivex import abc, typing
+from reactivex.disposable import Disposable
+from reactivex.scheduler import CurrentThreadScheduler, EventLoopScheduler
+from reactivex.scheduler.periodicscheduler import PeriodicScheduler
+
+from rxbus._acknowledgement import Delivery, FanOut, Job, current_delivery, ledger, logger
+from rxbus._watch import Watch
+from rxbus._workers import Monitor, Workers
+from rxbus.errors import InvalidArgument
+
+_TState = TypeVar("_TState")
+
+
+class BlockingScheduler(PeriodicScheduler):
+    """The scheduler that waits for every observer: it delivers a bus's events, on as few threads as will do.
+
+    A publisher calls one handler after another on its own thread. Where one takes longer than `handoff_after`, the
+    others are handed to workers, and an observer that was slow goes to a worker at once from then on, until it has been
+    fast sixteen times. (The ideas: Go's sysmon and Linux's concurrency-managed workqueues.)
+
+    It is a reactivex scheduler too. An action scheduled on it during a delivery belongs to that delivery: the publisher
+    waits for it, and the observer's turn lasts until it has ended. What is scheduled outside a delivery simply runs.
+    Since everything scheduled during a delivery counts, guards such as `debounce`, `timeout` and `interval` want a
+    scheduler of their own.
+
+    Args:
+        max_workers: The most worker threads at a time. None: as many as observers block at once. 0: none, everything
+            runs on the publishing thread in the order of attachment; deterministic, for tests.
+        handoff_after: Seconds after which a handler counts as slow.
+        stall_after: Seconds after which a publish that does not end is logged, and again each time that has doubled.
+
+    Raises:
+        InvalidArgument: A number is negative, or a time is zero.
+    """
+
+    def __init__(self, max_workers: int | None = None, handoff_after: float = 0.001, stall_after: float = 5.0) -> None:
+        if max_workers is not None and (not isinstance(max_workers, int) or max_workers < 0):
+            raise InvalidArgument(f"max_workers is None or a number from 0 on, not {max_workers!r}")
+        if not handoff_after > 0 or not stall_after > 0:
+            raise InvalidArgument("handoff_after and stall_after are seconds, more than 0")
+        self.limit = max_workers
+        self.handoff_after = handoff_after
+        self.stall_after = stall_after
+        self.waiting: dict[FanOut, None] = {}
+        self._workers = Workers(max_workers)
+        self.monitor = Monitor(handoff_after, Watch(self, handoff_after, stall_after).look)
+        self._lock = threading.Lock()  # guards _clock
+        self._clock: EventLoopScheduler | None = None
+
+    @property
+    def workers(self) -> int:
+        """How many worker threads there are."""
+        return self._workers.count
+
+    def submit(self, job: Job) -> None:
+        """Runs a job on a worker; on the calling thread where there are none."""
+        if self.limit == 0:
+            job()
+        else:
+            self._workers.submit(job)
+
+    def join(self) -> None:
+        """Waits until no worker has anything to do."""
+        self._workers.join()
+
+    def close(self) -> None:
+        """Ends all threads, once they have done what they are doing. They start again when they are needed again.
+
+        What is scheduled for later, outside of a delivery, is given up.
+        """
+        with self._lock:
+            clock, self._clock = self._clock, None
+        if clock is not None:
+            clock.dispose()
+        self._workers.close()
+        self.monitor.close()
+
+    def schedule(
+        self, action: typing.ScheduledAction[_TState], state: _TState | None = None
+    ) -> abc.DisposableBase:
+        """Runs an action on a worker, as soon as may be; see the class for what that means during a delivery."""
+        scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery())
+        scheduled.due()
+        return scheduled.disposable
+
+    def schedule_relative(
+        self, duetime: typing.RelativeTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
+    ) -> abc.DisposableBase:
+        """Runs an action after some time: seconds, or a timedelta."""
+        seconds = self.to_seconds(duetime)
+        if seconds <= 0:
+            return self.schedule(action, state)
+        scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery())
+        timer = self._timer().schedule_relative(seconds, lambda *_: scheduled.due())
+        scheduled.also(timer)
+        return scheduled.disposable
+
+    def schedule_absolute(
+        self, duetime: typing.AbsoluteTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
+    ) -> abc.DisposableBase:
+        """Runs an action at a time: a datetime, or seconds since the epoch."""
+        due: datetime = self.to_datetime(duetime)
+        return self.schedule_relative((due - self.now).total_seconds(), action, state)
+
+    def _timer(self) -> EventLoopScheduler:
+        with self._lock:
+            if self._clock is None:
+                self._clock = EventLoopScheduler(
+                    thread_factory=lambda target: threading.Thread(target=target, name="rxbus-clock", daemon=True),
+                    exit_if_empty=True,
+                )
+            return self._clock
+
+
+class _Scheduled:
+    """An action on its way: it runs once, or is disposed of once; either settles what it holds of its delivery."""
+
+    def __init__(self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase], delivery: Delivery | None) -> None:
+        self._scheduler = scheduler
+        self._action = action
+        self._delivery = delivery
+        self._context = copy_context()
+        self._claim = [True]  # taken off by who runs or disposes of it: list.pop is atomic
+        self._timer: abc.DisposableBase | None = None
+        self._result: abc.DisposableBase | None = None
+        self.disposable = Disposable(self._dispose)
+        if delivery is not None:
+            delivery.defer(holds=True)
+
+    def also(self, timer: abc.DisposableBase) -> None:
+        """Takes the timer that will call `due`, to be disposed of with it."""
+        self._timer = timer
+
+    def due(self) -> None:
+        """Has it run now: on a worker, or by the publisher that waits for it."""
+        scheduler, delivery = self._scheduler, self._delivery
+        if scheduler.limit is not None and delivery is not None:
+            with ledger:
+                offered = (delivery.wait or delivery.fan.top.waiting()).offer(self._run)
+            if offered and scheduler.limit == 0:
+                return
+        if scheduler.limit == 0:
+            CurrentThreadScheduler.singleton().schedule(lambda *_: self._run())
+        else:
+            scheduler.submit(self._run)
+
+    def _run(self) -> None:
+        if not self._take():
+            return
+        error: BaseException | None = None
+        try:
+            if self._delivery is None:
+                self._result = self._context.run(self._action)
+            else:
+                with self._delivery.resumed():
+                    self._result = self._context.run(self._action)
+        except BaseException as raised:
+            error = raised
+        if self._delivery is not None:
+            self._delivery.settle(error, holds=True)
+        elif error is not None:
+            logger.error("a scheduled action failed", exc_info=error)
+        if self._result is not None and self.disposable.is_disposed:
+            self._result.dispose()
+
+    def _dispose(self) -> None:
+        if self._timer is not None:
+            self._timer.dispose()
+        if self._take():
+            if self._delivery is not None:
+                self._delivery.settle(holds=True)
+        elif self._result is not None:
+            self._result.dispose()
+
+    def _take(self) -> bool:
+        try:
+            self._claim.pop()
+        except IndexError:
+            return False
+        return True

@@ -1,0 +1,119 @@
+"""What the monitor looks at: handlers that keep others waiting, and publishes that do not end.
+
+Correctness never depends on it: without it, a slow handler would only hold up those behind it in its publisher's round.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+from rxbus._acknowledgement import FanOut, Here, ledger, logger, places
+from rxbus._delivery import SLOW, Engine, hand_over
+
+
+class Watch:
+    """Looks at all threads that deliver for one engine.
+
+    Args:
+        engine: Whose deliveries are watched.
+        handoff_after: Seconds after which a handler is slow: the lanes behind it are handed to workers.
+        stall_after: Seconds after which a publish is stalled: a warning is logged, and again when that time has doubled.
+    """
+
+    def __init__(self, engine: Engine, handoff_after: float, stall_after: float) -> None:
+        self._engine = engine
+        self._handoff_after = handoff_after
+        self._stall_after = stall_after
+        self._inside: dict[Here, tuple[Any, Any, Any, float]] = {}  # what each thread was doing, since when
+        self._stalled: dict[int, tuple[Any, float, float]] = {}  # publishes: since when, and when to tell (again)
+
+    def look(self) -> bool | None:
+        """Looks once; see `Monitor`."""
+        now = monotonic()
+        news = False
+        inside: dict[Here, tuple[Any, Any, Any, float]] = {}
+        publishes: dict[int, tuple[Any, str]] = {}
+        for here in list(places.values()):
+            feed, fan, event = here.feed, here.fan, here.event
+            if feed is None or feed.lane.engine is not self._engine:
+                continue
+            before = self._inside.get(here)
+            if before is not None and before[0] is feed and before[1] is fan and before[2] is event:
+                inside[here] = before
+                if now - before[3] >= self._handoff_after and self._engine.limit != 0:
+                    news |= self._hand_off(here, fan)
+                    feed.lane.slow = SLOW
+            else:
+                inside[here] = (feed, fan, event, now)
+                news = True
+            outermost = event if fan is None else fan.top
+            publishes[id(outermost)] = (outermost, feed.log.name if fan is None else fan.top.log.name)
+        for fan in list(self._engine.waiting):
+            publishes[id(fan)] = (fan, fan.log.name)
+        self._inside = inside
+        self._tell(publishes, now)
+        return news if publishes else None
+
+    def _hand_off(self, here: Here, fan: FanOut | None) -> bool:
+        """Hands what waits behind a stuck handler to workers; tells whether there was anything."""
+        handed = False
+        while fan is not None:
+            handed |= bool(hand_over(fan))
+            fan = fan.parent
+        while here.later:
+            handed = True
+            self._engine.submit(here.later.pop().visit)
+        return handed
+
+    def _tell(self, publishes: dict[int, tuple[Any, str]], now: float) -> None:
+        """Warns of publishes that take long."""
+        stalled: dict[int, tuple[Any, float, float]] = {}
+        for key, (publish, topic) in publishes.items():
+            known = self._stalled.get(key)
+            since, due = (now, now + self._stall_after) if known is None else known[1:]
+            if now >= due:
+                waited = now - since
+                due = now + waited
+                logger.warning("publish to %r has waited %.1f s for %s", topic, waited, "; ".join(_whom(publish)) or "its turn")
+            stalled[key] = (publish, since, due)
+        self._stalled = stalled
+
+
+def _whom(publish: Any) -> Iterator[str]:
+    """Names the observers that a publish waits for: where their threads stand, or what is still open."""
+    frames = sys._current_frames()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    running = set()
+    for here in list(places.values()):
+        feed, fan, event = here.feed, here.fan, here.event
+        if feed is None or (event if fan is None else fan.top) is not publish:
+            continue
+        running.add(feed)
+        frame = frames.get(here.thread)
+        line = "a thread that has ended"
+        if frame is not None:
+            at = traceback.extract_stack(frame, limit=None)[-1]
+            own = [call for call in traceback.extract_stack(frame) if not _ours(call.filename)]
+            at = own[-1] if own else at
+            line = f'line {at.lineno} of "{at.filename}", in {at.name}'
+        yield f"{feed.name}, on topic {feed.log.name!r}, at {line} (thread {names.get(here.thread, here.thread)})"
+    if isinstance(publish, FanOut):
+        with ledger:
+            fans = (publish,) if publish.wait is None else tuple(publish.wait.fans)
+            late = [(feed, fan) for fan in fans for feed in fan.pending() if feed not in running]
+            open_ = {delivery.feed for feed, _ in late for delivery in feed.lane.deliveries}
+        for feed, _ in late:
+            what = "whose acknowledgement is deferred" if feed in open_ else "which is queued"
+            yield f"{feed.name}, on topic {feed.log.name!r}, {what}"
+
+
+def _ours(filename: str) -> bool:
+    return filename.startswith(_HERE) or "/threading.py" in filename
+
+
+_HERE = __file__.rsplit("_watch", 1)[0]

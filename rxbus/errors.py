@@ -1,0 +1,184 @@
+"""Every error that rxbus raises, in one tree.
+
+RxBusError
+├── InvalidArgument        (also ValueError)      a value that cannot be meant
+│   └── InvalidTopic                              a topic name or pattern that is none
+├── BusClosed                                     the bus has been closed
+├── MissingExtra           (also ImportError)     an optional part is not installed
+├── PublishError           (also ExceptionGroup)  observers failed
+├── AcknowledgementTimeout (also TimeoutError)    observers did not acknowledge in time
+├── FeedbackLoop                                  an event that leads to itself for ever
+├── EventLoopBlocked                              a publish that would wait for the loop it blocks
+└── BufferOverflow                                a full buffer that may not, or must not, wait
+
+Messages are made from the attributes, so that what is printed is also there to be read by a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rxbus._acknowledgement import Receipt
+
+__all__ = [
+    "AcknowledgementTimeout",
+    "BufferOverflow",
+    "BusClosed",
+    "EventLoopBlocked",
+    "FeedbackLoop",
+    "InvalidArgument",
+    "InvalidTopic",
+    "MissingExtra",
+    "PublishError",
+    "RxBusError",
+]
+
+
+class RxBusError(Exception):
+    """The root of all errors that rxbus raises."""
+
+
+class InvalidArgument(RxBusError, ValueError):
+    """An argument that cannot be meant: a negative timeout, an unknown overflow policy, a topic not one's own."""
+
+
+class InvalidTopic(InvalidArgument):
+    """A topic name or pattern that is none.
+
+    Attributes:
+        topic: What was given.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, topic: object, reason: str) -> None:
+        super().__init__(topic, reason)
+        self.topic = topic
+        self.reason = reason
+
+    def __str__(self) -> str:
+        shown = repr(self.topic)
+        return f"{shown if len(shown) <= 80 else shown[:77] + '...'} is not a topic: {self.reason}"
+
+
+class BusClosed(RxBusError):
+    """The bus has been closed: nothing more can be published or attached."""
+
+
+class MissingExtra(RxBusError, ImportError):
+    """An optional part of rxbus needs packages that are not installed.
+
+    Attributes:
+        extra: The extra that brings them.
+    """
+
+    def __init__(self, extra: str, what: str) -> None:
+        super().__init__(extra, what)
+        self.extra = extra
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} needs the extra {self.extra!r}: pip install 'rxbus[{self.extra}]'"
+
+
+class PublishError(RxBusError, ExceptionGroup[Exception]):
+    """Observers failed; all others have acknowledged.
+
+    It is an exception group: `except*` and `.exceptions` give every failure, each with a note that names its observer.
+
+    Attributes:
+        receipt: What `publish` would have returned.
+    """
+
+    receipt: Receipt
+
+    def __new__(cls, message: str, exceptions: Sequence[Exception], receipt: Receipt) -> PublishError:
+        self = super().__new__(cls, message, exceptions)
+        self.receipt = receipt
+        return self
+
+    def __init__(self, message: str, exceptions: Sequence[Exception], receipt: Receipt) -> None:
+        super().__init__(message, exceptions)
+
+    def derive(self, excs: Sequence[Exception], /) -> PublishError:  # type: ignore[override]
+        """Makes the part of this group that `split` and `except*` ask for; it keeps the receipt."""
+        return PublishError(self.message, excs, self.receipt)
+
+
+class AcknowledgementTimeout(RxBusError, TimeoutError):
+    """Some observers have not acknowledged in time. Their deliveries go on.
+
+    Failures that were known by then are attached as notes.
+
+    Attributes:
+        topic: The topic that was published to.
+        timeout: The time that was given, in seconds.
+        pending: The names of the observers that have not acknowledged.
+    """
+
+    def __init__(self, topic: str, timeout: float, pending: tuple[str, ...]) -> None:
+        super().__init__(topic, timeout, pending)
+        self.topic = topic
+        self.timeout = timeout
+        self.pending = pending
+
+    def __str__(self) -> str:
+        return f"publish to {self.topic!r}: not acknowledged within {self.timeout:g} s by {', '.join(self.pending)}"
+
+
+class FeedbackLoop(RxBusError):
+    """A chain of causes that has grown longer than the bus allows: an event that leads to itself for ever.
+
+    Attributes:
+        topics: The topics of the loop, in the order in which they cause each other.
+        max_chain: The length that was exceeded.
+        observer: The observer whose publish was one too many.
+    """
+
+    def __init__(self, topics: tuple[str, ...], max_chain: int, observer: str) -> None:
+        super().__init__(topics, max_chain, observer)
+        self.topics = topics
+        self.max_chain = max_chain
+        self.observer = observer
+
+    def __str__(self) -> str:
+        loop = " -> ".join((*self.topics, self.topics[0]))
+        return f"a chain of more than {self.max_chain} events, each published by a handler of the one before: {loop}; by {self.observer}"
+
+
+class EventLoopBlocked(RxBusError):
+    """A blocking publish on the very event loop that must run one of its handlers: it could never return.
+
+    Attributes:
+        topic: The topic that was to be published to.
+        observer: The observer that needs the event loop.
+    """
+
+    def __init__(self, topic: str, observer: str) -> None:
+        super().__init__(topic, observer)
+        self.topic = topic
+        self.observer = observer
+
+    def __str__(self) -> str:
+        return (
+            f"publish to {self.topic!r} would block the event loop that has to run {self.observer}: "
+            "use 'await bus.publish_async(...)', or publish from another thread"
+        )
+
+
+class BufferOverflow(RxBusError):
+    """A buffer is full and may not wait (`overflow="error"`), or waiting would be for ever.
+
+    Attributes:
+        capacity: How many items the buffer holds.
+        reason: Why it did not wait.
+    """
+
+    def __init__(self, capacity: int, reason: str) -> None:
+        super().__init__(capacity, reason)
+        self.capacity = capacity
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"a buffer of {self.capacity} is full: {self.reason}"
