@@ -241,7 +241,7 @@ class EventBus:
             topics = len(registry.subjects)
             published, fanned = registry.published, registry.fanned
         published += sum(log.published + log.singles for log in logs)
-        fanned += sum(log.fanned + log.singles for log in logs)
+        fanned += sum(log.fanned() + log.singles for log in logs)
         with ledger:
             pending = sum(log.pending() for log in logs) + sum(len(lane.deliveries) for lane in lanes)
             failed, dropped = hub.failed, hub.dropped

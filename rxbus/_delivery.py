@@ -22,6 +22,7 @@ import asyncio
 import itertools
 import sys
 import threading
+from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -163,7 +164,7 @@ class Lane:
         """Gives back a turn that a delivery had kept beyond its handler's return."""
         self.free = True
         if self.inbox:
-            if self.engine.limit != 0 and asyncio._get_running_loop() is not None:
+            if self.engine.limit != 0 and _get_running_loop() is not None:
                 self.engine.submit(self.visit)  # a loop's thread is not for other people's handlers
             else:
                 self.visit()
@@ -348,10 +349,11 @@ class Log:
     """A topic's events, in their one order, and the observers they go to."""
 
     __slots__ = (
+        "_fanned",
+        "_folded",
         "_snapshot",
         "ended",
         "error",
-        "fanned",
         "feeds",
         "hub",
         "lock",
@@ -382,7 +384,8 @@ class Log:
         self.retired = False
         self.singles = 0  # publishes that went to `only`
         self.published = 0  # all others
-        self.fanned = 0  # the deliveries of those
+        self._fanned = 0  # the deliveries of the first `_folded` of those; all later ones went to the present snapshot
+        self._folded = 0
 
     # -- who listens
 
@@ -460,6 +463,10 @@ class Log:
                 feed.lane.free = True
                 feed.lane.visit()
 
+    def fanned(self) -> int:
+        """How many deliveries all its publishes have had to make, but for those to `only`."""
+        return self._fanned + len(self._snapshot or ()) * (self.published - self._folded)
+
     def pending(self) -> int:
         """How many deliveries have not begun."""
         count = 0
@@ -478,7 +485,9 @@ class Log:
         self._changed()
 
     def _changed(self) -> None:
-        self._snapshot = None
+        if self._snapshot is not None:
+            self._fanned, self._folded = self.fanned(), self.published
+            self._snapshot = None
         alone = len(self.feeds) == 1 and not self.loops and not self.hub.closing
         self.only = next(iter(self.feeds)) if alone else None
 
@@ -492,21 +501,22 @@ class Log:
         to be empty and unlocked; hence an event that another publisher appends later has a higher one.
         """
         here = local.here
-        feed = self.only
         if (
-            feed is None
-            or timeout is not None
+            timeout is not None
             or here.feed is not None
             or here.origin is not None
             or coroutine_delivery.get() is not None
             or not here.trampoline._idle
         ):
             return self.publish_to_all(payload, timeout=timeout)
+        feed = self.only
+        if feed is None:
+            return self._publish_to_all(here, payload)
         lane = feed.lane
         try:
             del lane.free
         except AttributeError:
-            return self.publish_to_all(payload)
+            return self._publish_to_all(here, payload)
         event = error = None
         called = given = False
         try:
@@ -544,7 +554,7 @@ class Log:
         if fan is None:
             if error is not None:
                 raise error
-            return self.publish_to_all(payload)
+            return self._publish_to_all(here, payload)
         self.singles += 1
         return self._settle(event, fan, 1 if delivery is None else 0, None, None)
 
@@ -552,37 +562,43 @@ class Log:
         """Publishes, whoever listens and wherever the thread stands; with `raw`, `payload` itself is the event."""
         here = local.here
         coroutine = coroutine_delivery.get()
+        if here.feed is None and coroutine is not None and not coroutine.ended:
+            with coroutine.resumed():
+                return self._publish_to_all(here, payload, timeout, raw)
+        if not here.trampoline._idle:
+            with _own_trampoline(here):
+                return self._publish_to_all(here, payload, timeout, raw)
+        return self._publish_to_all(here, payload, timeout, raw)
+
+    def _publish_to_all(self, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
+        deadline = None if timeout is None else monotonic() + timeout
+        before = None if here.feed is None else (here.feed, here.event, here.fan, here.delivery)
+        here.begun = None
+        fan: FanOut | None = None
         try:
-            if here.feed is None and coroutine is not None and not coroutine.ended:
-                with coroutine.resumed():
-                    return self._publish_to_all(here, payload, timeout, raw)
-            if not here.trampoline._idle:
-                with _own_trampoline(here):
-                    return self._publish_to_all(here, payload, timeout, raw)
-            return self._publish_to_all(here, payload, timeout, raw)
+            fan = self._append(here, payload, raw, _get_running_loop())
+            event = fan.event
+            if not fan.feeds:
+                return Receipt(event, 0)
+            entry = here.begun
+            assert entry is not None
+            if before is None and timeout is None:
+                done = self._round(here, entry, fan)
+            else:
+                done = self._nested_round(here, entry, fan, timeout is not None)
         except Retired:
             return self.hub.resolve(self.name).publish_to_all(payload, timeout=timeout, raw=raw)
-
-    def _publish_to_all(self, here: Here, payload: Any, timeout: float | None, raw: bool) -> Receipt:
-        deadline = None if timeout is None else monotonic() + timeout
-        before = here.feed, here.event, here.fan, here.delivery
-        entry = here.begun = None
-        here.depth += 1
-        try:
-            entry, event = self._append(here, payload, raw, asyncio._get_running_loop())
-            if entry is None:
-                return Receipt(event, 0)
-            fan = entry.fan
-            assert fan is not None
-            done = self._round(here, entry, fan, event, remote=timeout is not None)
         except BaseException as error:
-            begun = entry or here.begun
-            if begun is not None and begun.fan is not None and begun.fan.missing < 0:
-                self._abandon(here, begun.fan, 0, None, error)
+            if fan is None and here.begun is not None:
+                fan = here.begun.fan
+            if fan is not None and fan.missing < 0:
+                self._abandon(here, fan, 0, None, error)
             raise
         finally:
-            here.feed, here.event, here.fan, here.delivery = before
-            here.depth -= 1
+            if before is None:
+                here.feed = here.event = here.fan = None
+            else:
+                here.feed, here.event, here.fan, here.delivery = before
             if here.later and here.depth == 0:
                 visit_later(here)
         if done == len(fan.feeds) and fan.wait is None:
@@ -592,7 +608,7 @@ class Log:
 
     def _append(
         self, here: Here, payload: Any, raw: bool, loop: asyncio.AbstractEventLoop | None
-    ) -> tuple[Entry | None, Any]:
+    ) -> FanOut:
         """Gives an event its place in the order. `loop` is the event loop that the publisher is going to block.
 
         From the moment in which the entry is linked it is in `here.begun`, so that an interrupt cannot lose it.
@@ -615,9 +631,6 @@ class Log:
             id = next(hub.ids)
             event = payload if raw else Event(self.name, payload, id, time(), None if origin is None else _cause(origin))
             self.published += 1
-            if not feeds:
-                return None, event
-            self.fanned += len(feeds)
             fan = FanOut(self, event, id, feeds, iter(feeds) if GIL else _Once(feeds), copy_context(), loop)
             if origin is not None:
                 fan.chain = origin.chain + 1
@@ -625,32 +638,41 @@ class Log:
                 fan.origin = here.origin if parent is None else parent.origin
                 fan.parent = parent
                 fan.root = None if parent is None else parent.top
-            tail = self.tail
-            tail.next = self.tail = here.begun = entry = Entry(id, fan)
-        return entry, event
+            if feeds:
+                tail = self.tail
+                tail.next = self.tail = here.begun = Entry(id, fan)
+        return fan
 
-    def _round(self, here: Here, entry: Entry, fan: FanOut, event: Any, remote: bool) -> int:
-        """Goes round the lanes once; says how many deliveries ended in it. With `remote`, on workers only."""
-        engine = self.hub.engine
-        if engine.monitor.asleep:
-            engine.monitor.wake()
-        here.fan = fan
-        here.event = event
-        here.delivery = None
-        done = 0
-        held: Lane | None = None
-        slow: Feed | None = None
+    def _nested_round(self, here: Here, entry: Entry, fan: FanOut, remote: bool) -> int:
+        """A round that is not on the publisher's fingers alone: nested in a handler, or `remote`, on workers only."""
+        here.depth += 1
         try:
             if here.depth > MAX_DEPTH:
                 for feed in fan.rest:
                     feed.lane.inbox.append((feed, fan.id))
                     here.later.append(feed.lane)
                 return 0
-            if remote and engine.limit != 0:
+            if remote and self.hub.engine.limit != 0:
                 with ledger:
                     fan.waiting().serves = False
                 hand_over(fan)
                 return 0
+            return self._round(here, entry, fan)
+        finally:
+            here.depth -= 1
+
+    def _round(self, here: Here, entry: Entry, fan: FanOut) -> int:
+        """Goes round the lanes once, and calls the observers of those that are free; says how many deliveries ended."""
+        engine = self.hub.engine
+        if engine.monitor.asleep:
+            engine.monitor.wake()
+        here.fan = fan
+        here.event = event = fan.event
+        here.delivery = None
+        done = 0
+        held: Lane | None = None
+        slow: Feed | None = None
+        try:
             for feed in fan.rest:
                 lane = feed.lane
                 if lane.slow and engine.limit != 0:
@@ -683,17 +705,16 @@ class Log:
                         fan.fail_here(error, feed)
                     else:
                         here.delivery.returned(here, error)
-                else:
-                    if here.delivery is not None:
-                        here.delivery.returned(here)
                 if here.delivery is None:
                     done += 1
                     lane.free = True
-                elif not here.kept:
-                    lane.free = True
+                else:
+                    here.delivery.returned(here)
+                    if not here.kept:
+                        lane.free = True
+                    here.delivery = None
+                    here.kept = False
                 held = None
-                here.kept = False
-                here.delivery = None
                 if lane.inbox:
                     lane.visit()
             if slow is not None:
@@ -786,15 +807,15 @@ class Log:
         try:
             if here.feed is None and coroutine is not None and not coroutine.ended:
                 with coroutine.resumed():
-                    entry, event = self._append(here, payload, False, None)
+                    fan = self._append(here, payload, False, None)
             else:
-                entry, event = self._append(here, payload, False, None)
+                fan = self._append(here, payload, False, None)
         except Retired:
             return await self.hub.resolve(self.name).publish_async(payload, timeout)
-        if entry is None:
+        event = fan.event
+        entry = here.begun
+        if not fan.feeds or entry is None:
             return Receipt(event, 0)
-        fan = entry.fan
-        assert fan is not None
         engine = self.hub.engine
         settled = asyncio.Event()
         count = len(fan.feeds)
@@ -804,7 +825,7 @@ class Log:
             wait.serves = engine.limit == 0
             wait.wake = lambda: _call_soon(loop, settled.set)
         context = copy_context()
-        engine.submit(lambda: context.run(self._round_async, entry, fan, event))
+        engine.submit(lambda: context.run(self._round_async, entry, fan))
         in_time = True
         if fan.root is None:
             engine.waiting[fan] = None
@@ -818,13 +839,13 @@ class Log:
                 engine.submit(job)
         return self._outcome(event, fan, count, in_time, timeout)
 
-    def _round_async(self, entry: Entry, fan: FanOut, event: Any) -> None:
+    def _round_async(self, entry: Entry, fan: FanOut) -> None:
         here = local.here
         before = here.feed, here.event, here.fan, here.delivery
         here.depth += 1
         done = 0
         try:
-            done = self._round(here, entry, fan, event, remote=False)
+            done = self._round(here, entry, fan)
         finally:
             here.feed, here.event, here.fan, here.delivery = before
             here.depth -= 1

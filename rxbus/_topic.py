@@ -336,7 +336,7 @@ class Registry:
                 continue
             if self._seen.get(name) == count and log.retire():
                 self.published += count
-                self.fanned += log.fanned + log.singles
+                self.fanned += log.fanned() + log.singles
                 del self.logs[name]
             else:
                 seen[name] = count
