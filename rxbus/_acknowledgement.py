@@ -23,7 +23,7 @@ from contextvars import Context, ContextVar
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from reactivex.scheduler import CurrentThreadScheduler
@@ -34,6 +34,7 @@ from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
     from rxbus._delivery import Entry, Feed, Lane, Log
+    from rxbus._workers import Monitor
 
 __all__ = ["Acknowledgement", "Receipt", "defer"]
 
@@ -60,6 +61,18 @@ class Receipt(msgspec.Struct, frozen=True):
     queued: int = 0
 
 
+class Engine(Protocol):
+    """What delivery and operators need of the scheduler above them."""
+
+    limit: int | None  # of workers; 0: everything on the publishing thread
+    handoff_after: float
+    monitor: Monitor
+    waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
+
+    def submit(self, job: Job) -> None:
+        """Runs a job on a worker; on the calling thread where there are none."""
+
+
 class Here:
     """Where a thread stands: what it delivers to whom. One per thread, so that a publish looks up just one thing."""
 
@@ -67,6 +80,7 @@ class Here:
         "begun",
         "delivery",
         "depth",
+        "engine",
         "event",
         "fan",
         "feed",
@@ -89,6 +103,7 @@ class Here:
         self.later: list[Lane] = []  # lanes with mail from publishes nested too deep to visit them
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
+        self.engine: Engine | None = None  # of what has been attached last
         self.thread = threading.get_ident()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self

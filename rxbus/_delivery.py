@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from time import monotonic, perf_counter, time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import msgspec
 from reactivex.scheduler.currentthreadscheduler import CurrentThreadSchedulerSingleton
@@ -36,9 +36,9 @@ from reactivex.scheduler.trampoline import Trampoline
 
 from rxbus._acknowledgement import (
     Delivery,
+    Engine,
     FanOut,
     Here,
-    Job,
     Origin,
     Receipt,
     Wait,
@@ -56,9 +56,6 @@ from rxbus.errors import (
     PublishError,
 )
 
-if TYPE_CHECKING:
-    from rxbus._workers import Monitor
-
 MAX_DEPTH = 50  # publishes nested deeper on one thread only leave mail: chains do not recurse
 COMBINED = 16  # how much of other publishers' mail one publisher drains after its own event
 SLOW = 16  # fast deliveries in a row after which an observer no longer counts as slow
@@ -66,18 +63,6 @@ SLOW = 16  # fast deliveries in a row after which an observer no longer counts a
 GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 Mail = tuple["Feed", int] | Callable[[], None]  # "deliver up to this id", or something to be done in the lane's turn
-
-
-class Engine(Protocol):
-    """What delivery needs of the scheduler above it."""
-
-    limit: int | None  # of workers; 0: everything on the publishing thread
-    handoff_after: float
-    monitor: Monitor
-    waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
-
-    def submit(self, job: Job) -> None:
-        """Runs a job on a worker; on the calling thread where there are none."""
 
 
 class Entry(msgspec.Struct, eq=False):

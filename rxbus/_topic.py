@@ -374,6 +374,7 @@ class Registry:
     def attach(self, attachment: _Attachment) -> abc.DisposableBase:
         """Feeds an observer from now on; one that comes too late is told how the stream ended."""
         source, topic = attachment.source, attachment.source._topic
+        local.here.engine = self._hub.engine
         with self.lock:
             if self._hub.closing:
                 raise BusClosed("the bus is closed")

@@ -19,6 +19,9 @@ from reactivex.disposable import CompositeDisposable, Disposable
 
 from rxbus._acknowledgement import (
     Delivery,
+    Engine,
+    FanOut,
+    Job,
     Origin,
     coroutine_delivery,
     current_delivery,
@@ -328,7 +331,10 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
     def operator(source: Observable[_T]) -> Observable[_T]:
         def subscribe(observer: abc.ObserverBase[_T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             buffer = _Buffer(capacity, overflow, observer)
+            here = local.here
+            here.engine = None
             upstream = source.subscribe(buffer.on_next, buffer.on_error, buffer.on_completed, scheduler=scheduler)
+            buffer.use(here.engine)
             return CompositeDisposable(upstream, Disposable(buffer.stop))
 
         return Observable(subscribe)
@@ -336,8 +342,7 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
     return operator
 
 
-# For buffers behind sources that are no bus's.
-_spare = Workers(None)
+_spare = Workers(None)  # for buffers behind sources that are no bus's
 
 # Guards every buffer's fields: one for all, since a buffer that is full looks at others to see whether it would wait for
 # itself. Nothing is called under it.
@@ -357,6 +362,13 @@ class _Buffer:
         self._room = threading.Condition(_buffers)  # told when an item has been taken out
         self._waits_for: _Buffer | None = None  # the buffer that the item in hand waits for room in
         self._stopped = False
+        self._limit: int | None = None  # of the workers that hand on
+        self._submit: Callable[[Job], None] = _spare.submit
+
+    def use(self, engine: Engine | None) -> None:
+        """Hands on by the workers of an engine, so that closing its bus waits for what is held."""
+        if engine is not None:
+            self._limit, self._submit = engine.limit, engine.submit
 
     def on_next(self, value: Any) -> None:
         self._put(lambda: self._observer.on_next(value), item=True)
@@ -376,13 +388,13 @@ class _Buffer:
 
     def _put(self, call: Callable[[], None], item: bool) -> None:
         here = local.here
-        fan = here.fan_out() if here.feed is not None else None
-        limit, submit = None, _spare.submit
+        fan = None
         if here.feed is not None:
-            limit, submit = here.feed.lane.engine.limit, here.feed.lane.engine.submit
+            fan = here.fan_out()
+            self.use(here.feed.lane.engine)
         origin = None if fan is None else Origin(fan.log, fan.event, fan.id, fan.trail, fan.chain, self)
         with _buffers:
-            if item and self._held >= self._capacity and not self._make_room(fan, limit):
+            if item and self._held >= self._capacity and not self._make_room(fan):
                 return
             if self._stopped:
                 return
@@ -391,9 +403,9 @@ class _Buffer:
             if self._submitted:
                 return
             self._submitted = True
-        submit(self._hand_on_all)
+        self._submit(self._hand_on_all)
 
-    def _make_room(self, fan: Any, limit: int | None) -> bool:
+    def _make_room(self, fan: FanOut | None) -> bool:
         """Under the lock, which waiting lets go of: sees to it that there is room; False where the item is to be dropped."""
         if self._overflow == "drop_newest":
             return False
@@ -417,7 +429,7 @@ class _Buffer:
             upstream._waits_for = self
         try:
             while self._held >= self._capacity and not self._stopped:
-                if limit is not None and not self._handing:  # a full pool must not keep us waiting for a worker
+                if self._limit is not None and not self._handing:  # a full pool must not keep us waiting for a worker
                     self._hand_on()
                 else:
                     self._room.wait()
