@@ -23,22 +23,19 @@ from contextvars import Context, ContextVar
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from reactivex.scheduler import CurrentThreadScheduler
-from reactivex.scheduler.trampoline import Trampoline
 
 from rxbus._event import Event
+from rxbus._here import Here, Job, Origin, local
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
-    from rxbus._delivery import Entry, Feed, Lane, Log
-    from rxbus._workers import Monitor
+    from rxbus._lane import Feed
+    from rxbus._log import Log
 
 __all__ = ["Acknowledgement", "Receipt", "defer"]
-
-Job = Callable[[], object]
 
 logger = logging.getLogger("rxbus")
 
@@ -60,79 +57,6 @@ class Receipt(msgspec.Struct, frozen=True):
     acknowledged: int
     queued: int = 0
 
-
-class Engine(Protocol):
-    """What delivery and operators need of the scheduler above them."""
-
-    limit: int | None  # of workers; 0: everything on the publishing thread
-    handoff_after: float
-    monitor: Monitor
-    waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
-
-    def submit(self, job: Job) -> None:
-        """Runs a job on a worker; on the calling thread where there are none."""
-
-
-class Here:
-    """Where a thread stands: what it delivers to whom. One per thread, so that a publish looks up just one thing."""
-
-    __slots__ = (
-        "begun",
-        "delivery",
-        "depth",
-        "engine",
-        "event",
-        "fan",
-        "feed",
-        "kept",
-        "later",
-        "loop",
-        "origin",
-        "thread",
-        "trampoline",
-    )
-
-    def __init__(self) -> None:
-        self.feed: Feed | None = None  # whom this thread is inside of; None: not in a handler
-        self.event: Any = None  # what that one was given
-        self.fan: FanOut | None = None  # the fan-out that `event` belongs to, once somebody needs it
-        self.delivery: Delivery | None = None  # the delivery, once a plain call is not enough
-        self.begun: Entry | None = None  # the entry that this thread has linked last
-        self.kept = False  # the delivery that has just returned goes on holding its lane's turn
-        self.depth = 0  # how many publishes are nested on this thread
-        self.later: list[Lane] = []  # lanes with mail from publishes nested too deep to visit them
-        self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with
-        self.loop: AbstractEventLoop | None = None  # needed by what is being attached
-        self.engine: Engine | None = None  # of what has been attached last
-        self.thread = threading.get_ident()
-        self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
-        places[self.thread] = self
-
-    def fan_out(self) -> FanOut:
-        """The fan-out of the event this thread delivers; a topic with a single observer makes it only when asked."""
-        if self.fan is None:
-            assert self.feed is not None
-            self.fan = FanOut(self.feed.log, self.event, self.event.id, (self.feed,), loop=_get_running_loop())
-        return self.fan
-
-    def open(self) -> Delivery:
-        """Begins to count the delivery this thread is in, which no longer ends with the handler's return alone."""
-        if self.delivery is None:
-            feed = self.feed
-            assert feed is not None
-            self.delivery = Delivery(self.fan_out(), feed)
-            self.delivery.enter(awaited=True)
-        return self.delivery
-
-
-class _Local(threading.local):
-    def __init__(self) -> None:
-        self.here = Here()
-
-
-# Every thread's place, for the monitor; a thread that has ended is overwritten or swept by its ident.
-places: dict[int, Here] = {}
-local = _Local()
 
 # The delivery that a coroutine works for: an event loop's thread serves many, so its place says nothing about them.
 coroutine_delivery: ContextVar[Delivery | None] = ContextVar("rxbus_delivery", default=None)
@@ -217,17 +141,6 @@ class FanOut(msgspec.Struct, eq=False):
             if feed.cut is None
             and (feed.cursor.id < self.id or any(d.fan is self and d.feed is feed for d in feed.lane.deliveries))
         )
-
-
-class Origin(msgspec.Struct, eq=False):
-    """An event that a buffer has acknowledged and now hands on: no publisher waits, but causes go on being counted."""
-
-    log: Log
-    event: Any
-    id: int
-    trail: tuple[str, Any] | None
-    chain: int
-    holder: object  # the buffer
 
 
 class Wait:
@@ -404,11 +317,22 @@ class Delivery:
             here.feed, here.event, here.fan, here.delivery = before
 
 
+def current_fan_out(here: Here) -> FanOut:
+    """The fan-out of the event a thread delivers; a topic with a single observer makes it only when asked."""
+    if here.fan is None:
+        assert here.feed is not None
+        here.fan = FanOut(here.feed.log, here.event, here.event.id, (here.feed,), loop=_get_running_loop())
+    return here.fan
+
+
 def current_delivery() -> Delivery | None:
     """The delivery that the calling code works for, counted from now on; None outside of one."""
     here = local.here
     if here.feed is not None:
-        return here.open()
+        if here.delivery is None:
+            here.delivery = Delivery(current_fan_out(here), here.feed)
+            here.delivery.enter(awaited=True)
+        return here.delivery
     delivery = coroutine_delivery.get()
     return None if delivery is None or delivery.ended else delivery
 
@@ -450,7 +374,9 @@ class Acknowledgement:
     def __enter__(self) -> Acknowledgement:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._settle(error)
 
 

@@ -9,14 +9,17 @@ from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
 import msgspec
-from reactivex import abc
 from reactivex.observer import Observer
 
-from rxbus._acknowledgement import Receipt, ledger, local, logger
-from rxbus._delivery import Hub, Lane
+from rxbus._acknowledgement import Receipt, ledger, logger
+from rxbus._delivery import publish, publish_async
 from rxbus._event import Topic, name_of
+from rxbus._here import local
+from rxbus._lane import Lane
+from rxbus._log import Hub
+from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler
-from rxbus._topic import Registry, Subscription, TopicSubject
+from rxbus._topic import Subscription, TopicSubject
 from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 
 T = TypeVar("T")
@@ -61,11 +64,13 @@ class EventBus:
 
     def __init__(self, scheduler: BlockingScheduler | None = None, *, max_chain: int = 1000) -> None:
         if scheduler is not None and not isinstance(scheduler, BlockingScheduler):
-            raise InvalidArgument(f"scheduler is a BlockingScheduler, not {scheduler!r}: it has to wait for every observer")
+            raise InvalidArgument(
+                f"scheduler is a BlockingScheduler, not {scheduler!r}: it has to wait for every observer"
+            )
         if not isinstance(max_chain, int) or max_chain < 1:
             raise InvalidArgument(f"max_chain is at least 1, not {max_chain!r}")
         self._scheduler = scheduler or BlockingScheduler()
-        self._hub = Hub(self._scheduler, max_chain, lambda name: self._registry.log(name))
+        self._hub = Hub(self._scheduler, max_chain)
         self._registry = Registry(self._hub)
         self._logs = self._registry.logs
         self._close_lock = threading.Lock()  # held while the bus closes: a second close waits for the first
@@ -109,12 +114,12 @@ class EventBus:
             FeedbackLoop: The event is one more in a chain of causes that has grown too long.
             EventLoopBlocked: The call would block the event loop that has to run one of the handlers.
         """
-        log = self._logs.get(topic if topic.__class__ is str else name_of(topic))  # type: ignore[arg-type]
+        log = self._logs.get(topic if isinstance(topic, str) else name_of(topic))
         if timeout is not None and not timeout >= 0:
             raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
         if log is None:
             log = self._registry.log(name_of(topic))
-        return log.publish(payload, timeout)
+        return publish(log, payload, timeout)
 
     @overload
     async def publish_async(self, topic: Topic[T], payload: T, *, timeout: float | None = None) -> Receipt: ...
@@ -122,7 +127,9 @@ class EventBus:
     async def publish_async(
         self, topic: str | Topic[None], payload: Any = None, *, timeout: float | None = None
     ) -> Receipt: ...
-    async def publish_async(self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None) -> Receipt:
+    async def publish_async(
+        self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None
+    ) -> Receipt:
         """Publishes an event and waits as `publish` does, without blocking the event loop.
 
         The event has its place in the order when the call begins; its handlers run on workers, async ones on their
@@ -142,7 +149,7 @@ class EventBus:
         """
         if timeout is not None and not timeout >= 0:
             raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
-        return await self._registry.log(name_of(topic)).publish_async(payload, timeout)
+        return await publish_async(self._registry.log(name_of(topic)), payload, timeout)
 
     @overload
     def subscribe(self, topic_or_pattern: Topic[T], *, name: str | None = None) -> Subscription[T]: ...
@@ -208,13 +215,13 @@ class EventBus:
         log = self._registry.log(name_of(topic))
         name = log.name
 
-        def publish(payload: Any) -> None:
+        def emit(payload: Any) -> None:
             self.publish(name, payload)
 
         def tell(error: Exception) -> None:
             logger.error("the source that publishes to %r failed", name, exc_info=error)
 
-        return Observer(publish, tell)
+        return Observer(emit, tell)
 
     def on(self, topic_or_pattern: str | Topic[Any]) -> Callable[[F], F]:
         """Attaches the decorated function, plain or `async def`, which takes the event; gives it back unchanged.
@@ -295,12 +302,16 @@ class EventBus:
     def __enter__(self) -> EventBus:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._hub.closed else "closing" if self._hub.closing else "open"
-        return f"<EventBus {state}, topics: {len(self._registry.subjects)}, observers: {len(self._registry.attachments)}>"
+        return (
+            f"<EventBus {state}, topics: {len(self._registry.subjects)}, observers: {len(self._registry.attachments)}>"
+        )
 
 
 def _flush(lanes: set[Lane]) -> None:

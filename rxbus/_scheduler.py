@@ -13,7 +13,8 @@ from reactivex.disposable import Disposable
 from reactivex.scheduler import CurrentThreadScheduler, EventLoopScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
-from rxbus._acknowledgement import Delivery, FanOut, Job, current_delivery, ledger, logger
+from rxbus._acknowledgement import Delivery, FanOut, current_delivery, ledger, logger
+from rxbus._here import Job
 from rxbus._watch import Watch
 from rxbus._workers import Monitor, Workers
 from rxbus.errors import InvalidArgument
@@ -85,9 +86,7 @@ class BlockingScheduler(PeriodicScheduler):
         self._workers.close()
         self.monitor.close()
 
-    def schedule(
-        self, action: typing.ScheduledAction[_TState], state: _TState | None = None
-    ) -> abc.DisposableBase:
+    def schedule(self, action: typing.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
         """Runs an action on a worker, as soon as may be; see the class for what that means during a delivery."""
         scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery())
         scheduled.due()
@@ -125,7 +124,9 @@ class BlockingScheduler(PeriodicScheduler):
 class _Scheduled:
     """An action on its way: it runs once, or is disposed of once; either settles what it holds of its delivery."""
 
-    def __init__(self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase], delivery: Delivery | None) -> None:
+    def __init__(
+        self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase], delivery: Delivery | None
+    ) -> None:
         self._scheduler = scheduler
         self._action = action
         self._delivery = delivery

@@ -1,37 +1,35 @@
-"""Topics as Subjects, subscriptions as Observables, and the registry that knows which observers a topic has."""
+"""Topics as Subjects, subscriptions as Observables: what one can subscribe to."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import os.path
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextvars import copy_context
-from types import FrameType
-from typing import Any, Generic, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import reactivex
-from reactivex import Observable, abc, typing
-from reactivex.disposable import Disposable
+from reactivex import Observable, abc
 from reactivex.internal.basic import default_error, noop
-from reactivex.observer import AutoDetachObserver, Observer
+from reactivex.observer import Observer
 from reactivex.subject import Subject
 
 from rxbus import operators
-from rxbus._acknowledgement import coroutine_delivery, current_delivery, local
-from rxbus._delivery import DELIVERING, Attachment, Hub, Lane, Log, new_lane
-from rxbus._event import Event, check_name, check_pattern, is_pattern, matcher
-from rxbus.errors import BusClosed, InvalidArgument, RxBusError
+from rxbus._coroutines import on_loop, running_loop
+from rxbus._delivery import publish_to_all
+from rxbus._event import Event
+from rxbus._here import local
+from rxbus._lane import Attachment
+from rxbus._log import Log
+
+if TYPE_CHECKING:
+    from rxbus._registry import Registry
 
 T = TypeVar("T")
 
 STREAM_CAPACITY = 64  # events that `async for` holds for a consumer that is slower than its publishers
 
 
-class _Source(Observable[Event[T]]):
+class Source(Observable[Event[T]]):
     """What one can subscribe to: a topic, or a subscription on a topic or pattern."""
 
     def __init__(self, registry: Registry, topic: str) -> None:
@@ -41,7 +39,7 @@ class _Source(Observable[Event[T]]):
 
     def subscribe(
         self,
-        on_next: abc.ObserverBase[Event[T]] | abc.OnNext[Event[T]] | None = None,
+        on_next: abc.ObserverBase[Event[T]] | Callable[[Event[T]], object] | None = None,
         on_error: abc.OnError | None = None,
         on_completed: abc.OnCompleted | None = None,
         *,
@@ -70,26 +68,18 @@ class _Source(Observable[Event[T]]):
         handler = cast(Callable[[Any], object], on_next or noop)
         loop = local.here.loop
         if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):
-            loop = operators.running_loop("an async handler")
-            handler = _on_loop(loop, cast(Callable[[Any], Coroutine[Any, Any, object]], handler))
-        return self._attach(
-            lane, handler, on_error or default_error, on_completed or noop, self._name() or name, loop
+            loop = running_loop("an async handler")
+            handler = on_loop(loop, cast(Callable[[Any], Coroutine[Any, Any, object]], handler))
+        self._check_open()
+        return self._registry.attach(
+            self, lane, handler, on_error or default_error, on_completed or noop, self._name() or name, loop
         )
 
     def _name(self) -> str | None:
         return None
 
-    def _attach(
-        self,
-        lane: Lane,
-        on_next: Callable[[Any], object],
-        on_error: Callable[[Exception], object],
-        on_completed: Callable[[], object],
-        name: str,
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> abc.DisposableBase:
-        attachment = _Attachment(self._registry, self, lane, on_next, on_error, on_completed, name, loop)
-        return self._registry.attach(attachment)
+    def _check_open(self) -> None:
+        """Raises where nobody can attach any more."""
 
     def only_payload(self) -> Observable[T]:
         """The payloads of the events; see `rxbus.only_payload`."""
@@ -105,7 +95,11 @@ class _Source(Observable[Event[T]]):
         ended: asyncio.Future[Exception | None] = loop.create_future()
 
         def end(error: Exception | None = None) -> None:
-            loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(error))
+            loop.call_soon_threadsafe(settle, error)
+
+        def settle(error: Exception | None) -> None:
+            if not ended.done():
+                ended.set_result(error)
 
         attached = self.subscribe(held.put, end, end)
         getting: asyncio.Task[Event[T]] | None = None
@@ -126,41 +120,7 @@ class _Source(Observable[Event[T]]):
             ended.cancel()
 
 
-def _on_loop(
-    loop: asyncio.AbstractEventLoop, function: Callable[[Any], Coroutine[Any, Any, object]]
-) -> Callable[[Any], None]:
-    """Makes a handler of an async one: the delivery lasts, and holds the lane's turn, until the coroutine is done."""
-
-    def on_next(event: Any) -> None:
-        delivery = current_delivery()
-        assert delivery is not None
-        context = copy_context()
-        context.run(coroutine_delivery.set, delivery)
-
-        def done(task: asyncio.Task[object]) -> None:
-            if task.cancelled():
-                delivery.settle(RxBusError("the handler's coroutine was cancelled"), holds=True)
-            else:
-                delivery.settle(task.exception(), holds=True)
-
-        def begin() -> None:
-            loop.create_task(_call(function, event), context=context).add_done_callback(done)
-
-        delivery.defer(holds=True)
-        try:
-            loop.call_soon_threadsafe(begin)
-        except RuntimeError as error:
-            delivery.settle(holds=True)
-            raise RxBusError("the event loop of an async handler has been closed") from error
-
-    return on_next
-
-
-async def _call(function: Callable[[Any], Coroutine[Any, Any, object]], event: Any) -> object:
-    return await function(event)
-
-
-class Subscription(_Source[T]):
+class Subscription(Source[T]):
     """What `bus.subscribe` returns: an Observable of a topic's events, or of all that match a pattern.
 
     It is lazy, as Rx is: an observer is attached when somebody subscribes to it, directly or behind operators. Several
@@ -171,7 +131,7 @@ class Subscription(_Source[T]):
         super().__init__(registry, topic)
         self._given_name = name
         self._unsubscribed = False
-        self._attachments: dict[_Attachment, None] = {}  # under the registry's lock
+        self._attachments: dict[Attachment, None] = {}  # under the registry's lock
 
     @property
     def topic(self) -> str:
@@ -193,7 +153,7 @@ class Subscription(_Source[T]):
             attachment.finish()
 
 
-class TopicSubject(_Source[T], Subject[Event[T]]):
+class TopicSubject(Source[T], Subject[Event[T]]):
     """A topic as a Subject: the events of one name, in one order, to all its observers at once.
 
     It is a true `reactivex.subject.Subject`. `on_next(event)` delivers what it is given, as it is, in the way that
@@ -204,7 +164,7 @@ class TopicSubject(_Source[T], Subject[Event[T]]):
     def __init__(self, registry: Registry, log: Log) -> None:
         self.is_disposed = False
         self._log = log
-        _Source.__init__(self, registry, log.name)
+        Source.__init__(self, registry, log.name)
         Observer.__init__(self)
 
     @property
@@ -215,8 +175,8 @@ class TopicSubject(_Source[T], Subject[Event[T]]):
     @property
     def observers(self) -> list[abc.ObserverBase[Event[T]]]:  # type: ignore[override] # pyright: ignore
         """Who is attached, in the order of attachment."""
-        feeds = list(self._log.feeds)
-        return [Observer(f.attachment.on_next, f.attachment.on_error, f.attachment.on_completed) for f in feeds]
+        attached: list[Any] = [feed.attachment for feed in list(self._log.feeds)]
+        return [Observer(one.on_next, one.on_error, one.on_completed) for one in attached]
 
     @property
     def exception(self) -> Exception | None:  # type: ignore[override] # pyright: ignore
@@ -227,9 +187,8 @@ class TopicSubject(_Source[T], Subject[Event[T]]):
         state = "disposed" if self.is_disposed else "ended" if self._log.ended else "open"
         return f"<TopicSubject {self._topic!r}, {state}, observers: {len(self._log.feeds)}>"
 
-    def _attach(self, *arguments: Any) -> abc.DisposableBase:
+    def _check_open(self) -> None:
         self.check_disposed()
-        return super()._attach(*arguments)
 
     def _subscribe_core(
         self, observer: abc.ObserverBase[Event[T]], scheduler: abc.SchedulerBase | None = None
@@ -237,7 +196,7 @@ class TopicSubject(_Source[T], Subject[Event[T]]):
         return self.subscribe(observer, scheduler=scheduler)
 
     def _on_next_core(self, value: Event[T]) -> None:
-        self._log.publish_to_all(value, raw=True)
+        publish_to_all(self._log, value, raw=True)
 
     def _on_error_core(self, error: Exception) -> None:
         self._log.end(error, self._registry.is_on_pattern)
@@ -251,198 +210,3 @@ class TopicSubject(_Source[T], Subject[Event[T]]):
         Observer.dispose(self)
         for attachment in self._log.dispose(self._registry.is_on_pattern):
             attachment.leave()
-
-
-class _Attachment(Attachment):
-    """An attachment that the registry knows of."""
-
-    __slots__ = ("registry", "source")
-
-    def __init__(
-        self,
-        registry: Registry,
-        source: _Source[Any],
-        lane: Lane,
-        on_next: Callable[[Any], object],
-        on_error: Callable[[Exception], object],
-        on_completed: Callable[[], object],
-        name: str,
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> None:
-        super().__init__(lane, on_next, on_error, on_completed, name, loop)
-        self.registry = registry
-        self.source = source
-
-    def leave(self) -> None:
-        self.registry.forget(self)
-        super().leave()
-
-
-class Registry:
-    """The topics of a bus, and who is attached to which.
-
-    There is a log for every name that somebody publishes to or listens on, with the observers that match it, so that a
-    publish looks up just one thing. Logs of names that are no topics in the registry (published to, never asked for)
-    are swept out again when they have long been quiet.
-    """
-
-    SWEEP = 4096
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        # Guards all below. Log.lock may be taken under it, never the other way round; no user code runs under it.
-        self.lock = threading.Lock()
-        self.logs: dict[str, Log] = {}  # read without the lock by every publish
-        self.subjects: dict[str, TopicSubject[Any]] = {}
-        self.attachments: dict[_Attachment, None] = {}
-        self._patterns: dict[_Attachment, Callable[[str], bool]] = {}
-        self._lanes: WeakKeyDictionary[AutoDetachObserver[Any], Lane] = WeakKeyDictionary()
-        self._sweep_at = self.SWEEP
-        self._seen: dict[str, int] = {}  # publishes per unasked-for topic, at the last sweep
-        self.published = 0  # by logs that have been swept out
-        self.fanned = 0
-
-    def log(self, name: str) -> Log:
-        """The log of a topic.
-
-        Raises:
-            InvalidTopic: `name` is not a topic's name.
-        """
-        found = self.logs.get(name)
-        if found is not None:
-            return found
-        check_name(name)
-        with self.lock:
-            return self._log(name)
-
-    def _log(self, name: str) -> Log:
-        log = self.logs.get(name)
-        if log is None:
-            if len(self.logs) - len(self.subjects) >= self._sweep_at:
-                self._sweep()
-            log = Log(name, self._hub)
-            for attachment, matches in self._patterns.items():
-                if matches(name):
-                    log.add_pattern(attachment)
-            self.logs[name] = log
-        return log
-
-    def _sweep(self) -> None:
-        """Retires the logs that nobody has published to since the last sweep."""
-        seen: dict[str, int] = {}
-        for name, log in list(self.logs.items()):
-            count = log.published + log.singles
-            if name in self.subjects:
-                continue
-            if self._seen.get(name) == count and log.retire():
-                self.published += count
-                self.fanned += log.fanned() + log.singles
-                del self.logs[name]
-            else:
-                seen[name] = count
-        self._seen = seen
-        self._sweep_at = max(self.SWEEP, 2 * len(seen))
-
-    def subject(self, name: str) -> TopicSubject[Any]:
-        """The Subject of a topic, made on first use.
-
-        Raises:
-            InvalidTopic: `name` is not a topic's name.
-        """
-        found = self.subjects.get(name)
-        if found is not None:
-            return found
-        check_name(name)
-        with self.lock:
-            found = self.subjects.get(name)
-            if found is None:
-                found = self.subjects[name] = TopicSubject(self, self._log(name))
-            return found
-
-    def subscription(self, topic: str, name: str | None) -> Subscription[Any]:
-        """A subscription on a topic or pattern.
-
-        Raises:
-            InvalidTopic: `topic` is neither.
-        """
-        if topic not in self.subjects:
-            check_pattern(topic)
-            if not is_pattern(topic):
-                self.subject(topic)
-        return Subscription(self, topic, name)
-
-    def attach(self, attachment: _Attachment) -> abc.DisposableBase:
-        """Feeds an observer from now on; one that comes too late is told how the stream ended."""
-        source, topic = attachment.source, attachment.source._topic
-        local.here.engine = self._hub.engine
-        with self.lock:
-            if self._hub.closing:
-                raise BusClosed("the bus is closed")
-            alive = not (isinstance(source, Subscription) and source._unsubscribed)
-            error = None
-            if alive and is_pattern(topic):
-                self._patterns[attachment] = matches = matcher(topic)
-                for log in list(self.logs.values()):
-                    if matches(log.name):
-                        log.add_pattern(attachment)
-            elif alive:
-                log = self._log(topic)
-                alive = log.add(attachment)
-                error = log.error
-            if alive:
-                self.attachments[attachment] = None
-                if isinstance(source, Subscription):
-                    source._attachments[attachment] = None
-        if not alive:
-            attachment.left = True
-            if error is None:
-                attachment.on_completed()
-            else:
-                attachment.on_error(error)
-        return Disposable(attachment.leave)
-
-    def forget(self, attachment: _Attachment) -> None:
-        """It leaves: matches no new topic and is not counted any more."""
-        with self.lock:
-            self._patterns.pop(attachment, None)
-            self.attachments.pop(attachment, None)
-            if isinstance(attachment.source, Subscription):
-                attachment.source._attachments.pop(attachment, None)
-
-    def is_on_pattern(self, attachment: Attachment) -> bool:
-        """Whether it is attached through a pattern, and so outlives a topic."""
-        return attachment in self._patterns
-
-    def whose(self, frame: FrameType, handler: object) -> tuple[str, Lane]:
-        """Finds the observer for whom a subscription is being subscribed to: how to call it, and its lane.
-
-        The outermost `Observable.subscribe` on the stack is what the user called. All that it attaches, at once or from
-        the trampoline, is one observer and shares a lane; it is known by its AutoDetachObserver, held weakly. Frames
-        beyond a delivery belong to somebody else. Attaching is rare, so that a walk up the stack is cheap enough.
-        """
-        outermost: FrameType | None = None
-        above: FrameType | None = frame.f_back
-        while above is not None and above.f_code not in DELIVERING:
-            if above.f_code is Observable.subscribe.__code__:
-                outermost = above
-            above = above.f_back
-        if outermost is None:
-            return _describe(handler, frame), new_lane(self._hub.engine)
-        variables = outermost.f_locals
-        observer = variables["auto_detach_observer"]
-        with self.lock:
-            lane = self._lanes.get(observer)
-            if lane is None:
-                lane = self._lanes[observer] = new_lane(self._hub.engine)
-        return _describe(variables["on_next"], outermost), lane
-
-
-def _describe(handler: object, frame: FrameType) -> str:
-    """A handler's qualified name, and where it was attached: the first line on the way up that is neither Rx's nor ours."""
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
-        frame = frame.f_back
-    name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
-    return f"{name.replace('.<locals>', '')} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
-
-
-_OURS = (os.path.dirname(__file__) + os.sep, os.path.dirname(reactivex.__file__) + os.sep)

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
-from rxbus._acknowledgement import FanOut, Here, ledger, logger, places
-from rxbus._delivery import SLOW, Engine, hand_over
+from rxbus._acknowledgement import FanOut, ledger, logger
+from rxbus._here import Engine, Here, places
+from rxbus._lane import SLOW, hand_over
 
 
 class Watch:
@@ -79,7 +80,9 @@ class Watch:
             if now >= due:
                 waited = now - since
                 due = now + waited
-                logger.warning("publish to %r has waited %.1f s for %s", topic, waited, "; ".join(_whom(publish)) or "its turn")
+                logger.warning(
+                    "publish to %r has waited %.1f s for %s", topic, waited, "; ".join(_whom(publish)) or "its turn"
+                )
             stalled[key] = (publish, since, due)
         self._stalled = stalled
 

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from rxbus._acknowledgement import Job
+from rxbus._here import Job
 
 logger = logging.getLogger("rxbus")
 

@@ -1,0 +1,218 @@
+"""Coroutines that work for a delivery: async handlers, and `map_async`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
+
+from reactivex import Observable, abc
+from reactivex.disposable import CompositeDisposable, Disposable
+
+from rxbus._acknowledgement import Delivery, coroutine_delivery, current_delivery, logger
+from rxbus._here import local
+from rxbus.errors import InvalidArgument, RxBusError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def on_loop(
+    loop: asyncio.AbstractEventLoop, function: Callable[[Any], Coroutine[Any, Any, object]]
+) -> Callable[[Any], None]:
+    """Makes a handler of an async one: the delivery lasts, and holds the lane's turn, until the coroutine is done."""
+
+    def on_next(event: Any) -> None:
+        delivery = current_delivery()
+        assert delivery is not None
+        context = copy_context()
+        context.run(coroutine_delivery.set, delivery)
+
+        def done(task: asyncio.Task[object]) -> None:
+            if task.cancelled():
+                delivery.settle(RxBusError("the handler's coroutine was cancelled"), holds=True)
+            else:
+                delivery.settle(task.exception(), holds=True)
+
+        def begin() -> None:
+            loop.create_task(_call(function, event), context=context).add_done_callback(done)
+
+        delivery.defer(holds=True)
+        try:
+            loop.call_soon_threadsafe(begin)
+        except RuntimeError as error:
+            delivery.settle(holds=True)
+            raise RxBusError("the event loop of an async handler has been closed") from error
+
+    return on_next
+
+
+async def _call(function: Callable[[Any], Coroutine[Any, Any, object]], event: Any) -> object:
+    return await function(event)
+
+
+def map_async(
+    coroutine_function: Callable[[_T], Coroutine[Any, Any, _R]], max_concurrency: int = 1
+) -> Callable[[Observable[_T]], Observable[_R]]:
+    """Maps each item by a coroutine, run on the event loop that is running at the time of subscribing.
+
+    The publisher waits until the coroutine is done and its result has passed the rest of the chain, which is called on
+    the loop's thread. Results keep the order of the items, whatever ends first. A coroutine that raises ends the chain
+    through `on_error`, as an error in any operator does; what is still running is cancelled.
+
+    Args:
+        coroutine_function: Takes the item, gives the result.
+        max_concurrency: How many coroutines run at a time; further items wait, and so do their publishers.
+
+    Raises:
+        InvalidArgument: `max_concurrency` is less than 1.
+        RxBusError: On subscribing: no event loop is running.
+    """
+    if max_concurrency < 1:
+        raise InvalidArgument(f"max_concurrency is at least 1, not {max_concurrency!r}")
+
+    def operator(source: Observable[_T]) -> Observable[_R]:
+        def subscribe(observer: abc.ObserverBase[_R], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            mapping = _Mapping(running_loop("map_async"), coroutine_function, max_concurrency, observer)
+            here = local.here
+            outer, here.loop = here.loop, mapping.loop
+            try:
+                upstream = source.subscribe(
+                    mapping.on_next, mapping.on_error, mapping.on_completed, scheduler=scheduler
+                )
+            finally:
+                here.loop = outer
+            return CompositeDisposable(upstream, Disposable(mapping.stop))
+
+        return Observable(subscribe)
+
+    return operator
+
+
+def running_loop(what: str) -> asyncio.AbstractEventLoop:
+    """The running event loop.
+
+    Raises:
+        RxBusError: There is none, which `what` needs.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RxBusError(
+            f"{what} needs a running event loop: attach it inside a coroutine, or in a notebook cell"
+        ) from None
+
+
+class _Mapping:
+    """The coroutines of one `map_async`. But for the first three methods, all runs on the loop's thread."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        function: Callable[[Any], Coroutine[Any, Any, Any]],
+        limit: int,
+        observer: abc.ObserverBase[Any],
+    ) -> None:
+        self.loop = loop
+        self._function = function
+        self._limit = limit
+        self._observer = observer
+        self._items: deque[tuple[Any, Delivery | None, Context]] = deque()  # not begun
+        self._tasks: deque[tuple[asyncio.Task[Any], Delivery | None]] = deque()  # begun, in order
+        self._end: Callable[[], None] | None = None
+        self._stopped = False
+
+    def on_next(self, value: Any) -> None:
+        delivery = current_delivery()
+        context = copy_context()
+        if delivery is not None:
+            delivery.defer()
+            context.run(coroutine_delivery.set, delivery)
+        try:
+            self.loop.call_soon_threadsafe(self._take, value, delivery, context)
+        except RuntimeError as error:
+            if delivery is not None:
+                delivery.settle()
+            raise RxBusError("the event loop of map_async has been closed") from error
+
+    def on_error(self, error: Exception) -> None:
+        self._later(lambda: self._finish(lambda: self._observer.on_error(error)))
+
+    def on_completed(self) -> None:
+        def end() -> None:
+            self._end = self._observer.on_completed
+            self._go_on()
+
+        self._later(end)
+
+    def stop(self) -> None:
+        self._later(lambda: self._finish(lambda: None))
+
+    def _later(self, call: Callable[[], None]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(call)
+        except RuntimeError:  # the loop has been closed: nothing runs there any more
+            self._stopped = True
+
+    def _take(self, value: Any, delivery: Delivery | None, context: Context) -> None:
+        self._items.append((value, delivery, context))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Hands on the results whose turn it is, and begins what there is room for."""
+        while self._tasks and self._tasks[0][0].done() and not self._stopped:
+            self._hand_on(*self._tasks.popleft())
+        if self._stopped:
+            self._finish(lambda: None)
+            return
+        while self._items and len(self._tasks) < self._limit:
+            value, delivery, context = self._items.popleft()
+            task = self.loop.create_task(self._call(value), context=context)
+            self._tasks.append((task, delivery))
+            task.add_done_callback(lambda _: self._go_on())
+        if self._end is not None and not self._tasks and not self._items:
+            self._finish(self._end)
+
+    async def _call(self, value: Any) -> Any:
+        return await self._function(value)
+
+    def _hand_on(self, task: asyncio.Task[Any], delivery: Delivery | None) -> None:
+        error: BaseException | None = None
+        try:
+            if delivery is None:
+                self._emit(task)
+            else:
+                with delivery.resumed():
+                    self._emit(task)
+        except BaseException as raised:
+            error = raised
+        if delivery is not None:
+            delivery.settle(error)
+        elif error is not None:
+            logger.error("what follows map_async failed", exc_info=error)
+
+    def _emit(self, task: asyncio.Task[Any]) -> None:
+        failure = RxBusError("the coroutine was cancelled") if task.cancelled() else task.exception()
+        if failure is None:
+            self._observer.on_next(task.result())
+        elif isinstance(failure, Exception):
+            self._stopped = True
+            self._observer.on_error(failure)
+        else:
+            raise failure
+
+    def _finish(self, tell: Callable[[], None]) -> None:
+        self._stopped = True
+        self._end = None
+        for task, delivery in self._tasks:
+            task.cancel()
+            if delivery is not None:
+                delivery.settle()
+        for _, delivery, _ in self._items:
+            if delivery is not None:
+                delivery.settle()
+        self._tasks.clear()
+        self._items.clear()
+        tell()

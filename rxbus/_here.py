@@ -1,0 +1,89 @@
+"""Where a thread stands: which event it is delivering to whom."""
+
+from __future__ import annotations
+
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from reactivex.scheduler import CurrentThreadScheduler
+from reactivex.scheduler.trampoline import Trampoline
+
+if TYPE_CHECKING:
+    from rxbus._acknowledgement import Delivery, FanOut
+    from rxbus._lane import Entry, Feed, Lane
+    from rxbus._log import Log
+    from rxbus._workers import Monitor
+
+Job = Callable[[], object]
+
+
+class Engine(Protocol):
+    """What delivery and operators need of the scheduler above them."""
+
+    limit: int | None  # of workers; 0: everything on the publishing thread
+    handoff_after: float
+    monitor: Monitor
+    waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
+
+    def submit(self, job: Job) -> None:
+        """Runs a job on a worker; on the calling thread where there are none."""
+
+
+class Here:
+    """Where a thread stands: what it delivers to whom. One per thread, so that a publish looks up just one thing."""
+
+    __slots__ = (
+        "begun",
+        "delivery",
+        "depth",
+        "engine",
+        "event",
+        "fan",
+        "feed",
+        "kept",
+        "later",
+        "loop",
+        "origin",
+        "thread",
+        "trampoline",
+    )
+
+    def __init__(self) -> None:
+        self.feed: Feed | None = None  # whom this thread is inside of; None: not in a handler
+        self.event: Any = None  # what that one was given
+        self.fan: FanOut | None = None  # the fan-out that `event` belongs to, once somebody needs it
+        self.delivery: Delivery | None = None  # the delivery, once a plain call is not enough
+        self.begun: Entry | None = None  # the entry that this thread has linked last
+        self.kept = False  # the delivery that has just returned goes on holding its lane's turn
+        self.depth = 0  # how many publishes are nested on this thread
+        self.later: list[Lane] = []  # lanes with mail from publishes nested too deep to visit them
+        self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with
+        self.loop: AbstractEventLoop | None = None  # needed by what is being attached
+        self.engine: Engine | None = None  # of what has been attached last
+        self.thread = threading.get_ident()
+        self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
+        places[self.thread] = self
+
+
+class Origin(msgspec.Struct, eq=False):
+    """An event that a buffer has acknowledged and now hands on: no publisher waits, but causes go on being counted."""
+
+    log: Log
+    event: Any
+    id: int
+    trail: tuple[str, Any] | None
+    chain: int
+    holder: object  # the buffer
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.here = Here()
+
+
+# Every thread's place, for the monitor; a thread that has ended is overwritten or swept by its ident.
+places: dict[int, Here] = {}
+local = _Local()

@@ -1,0 +1,272 @@
+"""Logs: a topic's events in their one order, and the observers they go to.
+
+Appending to a topic's log, a linked list, fixes the order of its events for all observers at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from asyncio import AbstractEventLoop
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from functools import partial
+from time import time
+from typing import Any
+
+from rxbus._acknowledgement import FanOut, current_fan_out
+from rxbus._event import Event
+from rxbus._here import Engine, Here, Origin
+from rxbus._lane import GIL, Attachment, Entry, Feed
+from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
+
+
+class Retired(Exception):
+    """The log has been swept out of the registry: its topic has another one now."""
+
+
+class Hub:
+    """What the topics of one bus share."""
+
+    __slots__ = ("closed", "closing", "dropped", "engine", "failed", "ids", "max_chain", "resolve")
+
+    def __init__(self, engine: Engine, max_chain: int) -> None:
+        self.engine = engine
+        self.max_chain = max_chain
+        self.resolve: Callable[[str], Log]  # the log of a topic name; set by the registry
+        self.ids = itertools.count(1)
+        self.closing = False  # outermost publishes are refused; set before each log's lock has been taken once
+        self.closed = False
+        self.failed = 0  # deliveries; under the ledger
+        self.dropped = 0
+
+
+class Log:
+    """A topic's events, in their one order, and the observers they go to."""
+
+    __slots__ = (
+        "_fanned",
+        "_folded",
+        "_snapshot",
+        "ended",
+        "error",
+        "feeds",
+        "hub",
+        "lock",
+        "locked",
+        "loops",
+        "name",
+        "only",
+        "published",
+        "retired",
+        "singles",
+        "tail",
+    )
+
+    def __init__(self, name: str, hub: Hub) -> None:
+        self.name = name
+        self.hub = hub
+        # The order lock. Guards the tail and the set of feeds: whoever draws an id and appends holds it, for a few
+        # statements. No user code runs under it, and no other lock is taken.
+        self.lock = threading.Lock()
+        self.locked = self.lock.locked
+        self.tail = Entry(0)
+        self.feeds: dict[Feed, None] = {}
+        self._snapshot: tuple[Feed, ...] | None = ()  # of the feeds; None: to be made anew
+        self.only: Feed | None = None  # the one feed there is, where that one may be served without an entry in the log
+        self.loops = 0  # how many feeds need an event loop
+        self.ended = False  # the topic's stream has ended: with `error`, if that is not None
+        self.error: Exception | None = None
+        self.retired = False
+        self.singles = 0  # publishes that went to `only`
+        self.published = 0  # all others
+        self._fanned = 0  # the deliveries of the first `_folded` of those; all later ones went to the present snapshot
+        self._folded = 0
+
+    # -- who listens
+
+    def add(self, attachment: Attachment) -> bool:
+        """Feeds an observer from now on; False where the topic has ended."""
+        with self.lock:
+            if self.ended:
+                return False
+            self._add(attachment)
+            return True
+
+    def add_pattern(self, attachment: Attachment) -> None:
+        """Feeds an observer that is attached through a pattern: it outlives the topic's end."""
+        with self.lock:
+            self._add(attachment)
+
+    def remove(self, feed: Feed) -> int:
+        """Feeds it no longer; gives the id of the last event that was meant for it."""
+        with self.lock:
+            if feed in self.feeds:
+                del self.feeds[feed]
+                self.loops -= feed.loop is not None
+                self._changed()
+            return self.tail.id
+
+    def end(self, error: Exception | None, outlives: Callable[[Attachment], bool]) -> None:
+        """Ends the topic's stream: observers get what was published before, then `on_completed` or `on_error`."""
+        with self.lock:
+            if self.ended:
+                return
+            self.ended = True
+            self.error = error
+            ending = [feed for feed in self.feeds if not outlives(feed.attachment)]
+            last = self.tail.id
+            for feed in ending:
+                del self.feeds[feed]
+                self.loops -= feed.loop is not None
+            self._changed()
+        for feed in ending:
+            feed.lane.inbox.append((feed, last))
+            feed.lane.post(partial(feed.attachment.end, error))
+
+    def dispose(self, outlives: Callable[[Attachment], bool]) -> list[Attachment]:
+        """Ends the topic's stream without a word; gives those who are to leave."""
+        with self.lock:
+            self.ended = True
+            self.error = None
+            return [feed.attachment for feed in self.feeds if not outlives(feed.attachment)]
+
+    def reserve(self) -> None:
+        """Once it returns, every publish has seen `hub.closing`, or has appended its event."""
+        with self.lock:
+            self.only = None
+
+    def retire(self) -> bool:
+        """Ends a log that nothing is going on in; False where something is."""
+        feed = self.only
+        if feed is not None:  # a publish to a single observer needs no lock, but its turn
+            try:
+                del feed.lane.free
+            except AttributeError:
+                return False
+        try:
+            with self.lock:
+                if self.only is not feed or any(one.cursor is not self.tail for one in self.feeds):
+                    return False
+                self.retired = True
+                self.only = None
+                for one in self.feeds:
+                    one.on_next = None
+                    one.attachment.feeds.pop(self, None)
+                return True
+        finally:
+            if feed is not None:
+                feed.lane.free = True
+                feed.lane.visit()
+
+    def fanned(self) -> int:
+        """How many deliveries all its publishes have had to make, but for those to `only`."""
+        return self._fanned + len(self._snapshot or ()) * (self.published - self._folded)
+
+    def pending(self) -> int:
+        """How many deliveries have not begun."""
+        count = 0
+        for feed in list(self.feeds):
+            entry = feed.cursor.next
+            while entry is not None:
+                count += 1
+                entry = entry.next
+        return count
+
+    def _add(self, attachment: Attachment) -> None:
+        feed = Feed(attachment, self)
+        attachment.feeds[self] = feed
+        self.feeds[feed] = None
+        self.loops += feed.loop is not None
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._snapshot is not None:
+            self._fanned, self._folded = self.fanned(), self.published
+            self._snapshot = None
+        alone = len(self.feeds) == 1 and not self.loops and not self.hub.closing
+        self.only = next(iter(self.feeds)) if alone else None
+
+    def append(self, here: Here, payload: Any, raw: bool, loop: AbstractEventLoop | None) -> FanOut:
+        """Gives an event its place in the order. `loop` is the event loop that the publisher is going to block.
+
+        From the moment in which the entry is linked it is in `here.begun`, so that an interrupt cannot lose it.
+        """
+        hub = self.hub
+        parent = None if here.feed is None else current_fan_out(here)
+        origin = parent or here.origin
+        if origin is not None and origin.chain >= hub.max_chain:
+            raise FeedbackLoop(
+                _loop(self.name, origin), hub.max_chain, "a buffer" if here.feed is None else here.feed.name
+            )
+        with self.lock:
+            if self.retired:
+                raise Retired
+            if hub.closing and (origin is None or hub.closed):
+                raise BusClosed("the bus is closed")
+            feeds = self._snapshot
+            if feeds is None:
+                feeds = self._snapshot = tuple(self.feeds)
+            if self.loops:
+                _check_loops(self.name, feeds, loop, parent)
+            id = next(hub.ids)
+            event = (
+                payload if raw else Event(self.name, payload, id, time(), None if origin is None else _cause(origin))
+            )
+            self.published += 1
+            fan = FanOut(self, event, id, feeds, iter(feeds) if GIL else _Once(feeds), copy_context(), loop)
+            if origin is not None:
+                fan.chain = origin.chain + 1
+                fan.trail = (origin.log.name, origin.trail)
+                fan.origin = here.origin if parent is None else parent.origin
+                fan.parent = parent
+                fan.root = None if parent is None else parent.top
+            if feeds:
+                tail = self.tail
+                tail.next = self.tail = here.begun = Entry(id, fan)
+        return fan
+
+
+class _Once:
+    """Gives each item to one caller, where plain iterators promise that only under the GIL."""
+
+    def __init__(self, items: tuple[Feed, ...]) -> None:
+        self._items = deque(items)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return self
+
+    def __next__(self) -> Feed:
+        try:
+            return self._items.popleft()
+        except IndexError:
+            raise StopIteration from None
+
+
+def _cause(origin: FanOut | Origin) -> int:
+    return origin.event.id if isinstance(origin.event, Event) else origin.id
+
+
+def _check_loops(topic: str, feeds: tuple[Feed, ...], loop: AbstractEventLoop | None, parent: FanOut | None) -> None:
+    """Refuses a publish that would wait for an event loop which it, or a publish around it, blocks."""
+    blocked = {loop}
+    while parent is not None:
+        blocked |= {parent.loop, parent.top.loop}
+        parent = parent.parent
+    blocked.discard(None)
+    for feed in feeds:
+        if feed.loop in blocked:
+            raise EventLoopBlocked(topic, feed.name)
+
+
+def _loop(topic: str, origin: FanOut | Origin) -> tuple[str, ...]:
+    """The topics that lead from a topic back to itself; where none does, the last few of the chain."""
+    names: list[str] = [origin.log.name]
+    trail = origin.trail
+    while trail is not None and names[-1] != topic:
+        names.append(trail[0])
+        trail = trail[1]
+    if names[-1] != topic:
+        names = [topic, *names[:9]]
+    return tuple(reversed(names))
