@@ -70,6 +70,7 @@ class FanOut(msgspec.Struct, eq=False):
     id: int
     feeds: tuple[Feed, ...]
     rest: Iterator[Feed] = iter(())  # those the publisher has not come to; whoever takes one off has it alone
+    last: list[Feed] | None = None  # the slow one that the publisher does itself, last; taken off by who comes first
     context: Context | None = None  # the publisher's
     loop: AbstractEventLoop | None = None  # the event loop that the publisher blocks
     parent: FanOut | None = None  # the event whose handler publishes this one, while it does
@@ -113,6 +114,8 @@ class FanOut(msgspec.Struct, eq=False):
             missing = self.missing - self.ended
             if missing:
                 self.top.waiting().open(self)
+            else:
+                self.forget()
             return missing
 
     def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None) -> None:
@@ -205,24 +208,38 @@ class Wait:
         with ledger:
             if self.bell is None:
                 self.bell = SimpleQueue()
-        while self.count > 0:
-            try:
-                job = self.bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
-            except Empty:
-                return self.count <= 0
-            if job is not None:
-                job()
+        here = local.here
+        outer, here.wait = here.wait, self
+        try:
+            while self.count > 0:
+                try:
+                    job = self.bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
+                except Empty:
+                    return self.count <= 0
+                if job is not None:
+                    job()
+        finally:
+            here.wait = outer
         return True
 
     def leave(self) -> list[Job]:
         """Ends the waiting, done or not; gives back the jobs that were offered and not taken. Not under the ledger."""
         with ledger:
             self.gone = True
+        return self.take_jobs()
+
+    def take_jobs(self) -> list[Job]:
+        """Takes back the jobs that were offered. Not under the ledger."""
         jobs: list[Job] = []
-        while self.bell is not None and not self.bell.empty():
-            job = self.bell.get()
+        while self.bell is not None:
+            try:
+                job = self.bell.get_nowait()
+            except Empty:
+                break
             if job is not None:
                 jobs.append(job)
+        if self.bell is not None:
+            self.bell.put(None)  # a ring may have been among them
         return jobs
 
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, overload
 import msgspec
 from reactivex.observer import Observer
 
-from rxbus._acknowledgement import Receipt, ledger, logger
+from rxbus._acknowledgement import Receipt, coroutine_delivery, ledger, logger
 from rxbus._delivery import publish, publish_async
 from rxbus._event import Topic, name_of
-from rxbus._here import local
+from rxbus._here import Here, local, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
 from rxbus._registry import Registry
@@ -251,9 +251,13 @@ class EventBus:
         fanned += sum(log.fanned() + log.singles for log in logs)
         with ledger:
             pending = sum(log.pending() for log in logs) + sum(len(lane.deliveries) for lane in lanes)
+            pending += sum(1 for here in list(places.values()) if self._is_inside(here) and here.delivery is None)
             failed, dropped = hub.failed, hub.dropped
         acknowledged = max(0, fanned - failed - dropped - pending)
         return Statistics(topics, len(lanes), published, acknowledged, failed, pending, self._scheduler.workers)
+
+    def _is_inside(self, here: Here) -> bool:
+        return here.feed is not None and here.feed.log.hub is self._hub
 
     def close(self) -> None:
         """Waits for running deliveries, completes all observers, ends all threads.
@@ -264,7 +268,9 @@ class EventBus:
         Raises:
             RxBusError: Called inside a handler, which it would wait for.
         """
-        if local.here.feed is not None or local.here.origin is not None:
+        coroutine = coroutine_delivery.get()
+        inside = local.here.feed is not None or local.here.origin is not None
+        if inside or (coroutine is not None and not coroutine.ended):
             raise RxBusError("close() inside a handler would wait for that handler: call it from outside")
         with self._close_lock:
             if self._hub.closed:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 from asyncio import _get_running_loop
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from time import monotonic, time
 from typing import Any
 
@@ -66,10 +67,10 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
             here.event = event
             here.feed = feed
             called = True
+            log.singles += 1
             on_next(event)
             if here.fan is None:
                 here.feed = here.event = None
-                log.singles += 1
                 lane.free = given = True
                 if lane.inbox:
                     lane.visit()
@@ -93,7 +94,6 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         if error is not None:
             raise error
         return _publish_to_all(log, here, payload)
-    log.singles += 1
     return _settle(log, event, fan, 1 if delivery is None else 0, None, None)
 
 
@@ -112,7 +112,7 @@ def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw:
 
 def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
     deadline = None if timeout is None else monotonic() + timeout
-    before = None if here.feed is None else (here.feed, here.event, here.fan, here.delivery)
+    before = None if here.feed is None else (here.feed, here.event, current_fan_out(here), here.delivery)
     here.begun = None
     fan: FanOut | None = None
     try:
@@ -176,13 +176,12 @@ def _round(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
     here.delivery = None
     done = 0
     held: Lane | None = None
-    slow: Feed | None = None
     try:
         for feed in fan.rest:
             lane = feed.lane
             if lane.slow and engine.limit != 0:
-                if slow is None:
-                    slow = feed  # one is the publisher's own, done last
+                if fan.last is None:
+                    fan.last = [feed]
                 else:
                     hand(feed, fan)
                 continue
@@ -222,8 +221,10 @@ def _round(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
             held = None
             if lane.inbox:
                 lane.visit()
-        if slow is not None:
-            slow.lane.post((slow, fan.id))
+        if fan.last:
+            with suppress(IndexError):  # it may have been taken meanwhile
+                feed = fan.last.pop()
+                feed.lane.post((feed, fan.id))
     except BaseException as error:
         _abandon(log, here, fan, done, held, error)
         raise
@@ -236,18 +237,16 @@ def _settle(log: Log, event: Any, fan: FanOut, done: int, deadline: float | None
     fan.close_round(done)
     wait = fan.wait
     in_time = True
-    if wait is not None and wait.fatal is None and wait.count > 0:
+    if wait is not None:
         engine = log.hub.engine
         if fan.root is None:
             engine.waiting[fan] = None
         try:
-            in_time = wait.sleep(deadline)
+            in_time = wait.fatal is not None or wait.sleep(deadline)
         finally:
             engine.waiting.pop(fan, None)
             for job in wait.leave():
                 engine.submit(job)
-    elif wait is not None:
-        wait.leave()
     return _outcome(log, event, fan, count, in_time, timeout)
 
 
@@ -332,8 +331,11 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         wait.count += 1  # the round itself
         wait.serves = engine.limit == 0
         wait.wake = lambda: _call_soon(loop, settled.set)
-    context = copy_context()
-    engine.submit(lambda: context.run(_round_async, log, entry, fan))
+    if timeout is None or engine.limit == 0:
+        engine.submit(partial(copy_context().run, _round_async, log, entry, fan))
+    else:
+        hand_over(fan)
+        _end_round_async(fan, 0)
     in_time = True
     if fan.root is None:
         engine.waiting[fan] = None
@@ -360,9 +362,13 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
         here.depth -= 1
         if here.later and here.depth == 0:
             visit_later(here)
-        fan.close_round(done)
-        with ledger:
-            fan.waiting().down()
+        _end_round_async(fan, done)
+
+
+def _end_round_async(fan: FanOut, done: int) -> None:
+    fan.close_round(done)
+    with ledger:
+        fan.waiting().down()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from reactivex.scheduler import CurrentThreadScheduler
 from reactivex.scheduler.trampoline import Trampoline
 
 if TYPE_CHECKING:
-    from rxbus._acknowledgement import Delivery, FanOut
+    from rxbus._acknowledgement import Delivery, FanOut, Wait
     from rxbus._lane import Entry, Feed, Lane
     from rxbus._log import Log
     from rxbus._workers import Monitor
@@ -47,8 +47,10 @@ class Here:
         "later",
         "loop",
         "origin",
+        "outer",
         "thread",
         "trampoline",
+        "wait",
     )
 
     def __init__(self) -> None:
@@ -59,6 +61,8 @@ class Here:
         self.begun: Entry | None = None  # the entry that this thread has linked last
         self.kept = False  # the delivery that has just returned goes on holding its lane's turn
         self.depth = 0  # how many publishes are nested on this thread
+        self.outer: list[FanOut] = []  # its own events, in whose rounds it has come upon other publishers' mail
+        self.wait: Wait | None = None  # what it waits for, and serves meanwhile
         self.later: list[Lane] = []  # lanes with mail from publishes nested too deep to visit them
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached

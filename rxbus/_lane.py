@@ -17,6 +17,7 @@ import threading
 from asyncio import AbstractEventLoop, _get_running_loop
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -120,11 +121,15 @@ class Lane:
     def give_back(self) -> None:
         """Gives back a turn that a delivery had kept beyond its handler's return."""
         self.free = True
-        if self.inbox:
-            if self.engine.limit != 0 and _get_running_loop() is not None:
-                self.engine.submit(self.visit)  # a loop's thread is not for other people's handlers
-            else:
-                self.visit()
+        loop = _get_running_loop()
+        try:
+            mail = self.inbox[0]
+        except IndexError:
+            return
+        if loop is None or self.engine.limit == 0 or not isinstance(mail, tuple) or mail[0].loop is loop:
+            self.visit()
+        else:
+            self.engine.submit(self.visit)  # a loop's thread is not for handlers that could block it
 
     def _drain(self, here: Here) -> bool:
         """In the turn: handles mail until there is none; True where what is left is for another thread."""
@@ -195,7 +200,7 @@ def new_lane(engine: Engine) -> Lane:
 class Feed:
     """An observer's place in one topic's log."""
 
-    __slots__ = ("attachment", "cursor", "cut", "lane", "log", "loop", "on_next")
+    __slots__ = ("attachment", "cursor", "cut", "lane", "last", "log", "loop", "on_next")
 
     def __init__(self, attachment: Attachment, log: Log) -> None:
         self.attachment = attachment
@@ -204,6 +209,7 @@ class Feed:
         self.loop = attachment.loop
         self.cursor = log.tail  # the last event delivered, or skipped; moved by the holder of the lane's turn
         self.on_next: Callable[[Any], object] | None = attachment.on_next  # None: it has left
+        self.last: int | None = None  # the last event that is meant for it, once the log feeds it no longer
         self.cut: int | None = None  # the id up to which it had come when it left; what came later is dropped
 
     @property
@@ -323,6 +329,8 @@ def hand(feed: Feed, fan: FanOut) -> None:
 def hand_over(fan: FanOut) -> int:
     """Has workers deliver to all lanes that the publisher has not come to; says to how many."""
     rest = list(fan.rest)
+    with suppress(IndexError):
+        rest.append((fan.last or []).pop())
     for feed in rest:
         hand(feed, fan)
     return len(rest)
@@ -359,6 +367,8 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     delivery = Delivery(fan, feed, wait)
     delivery.enter(awaited=own)
     before = here.feed, here.event, here.fan, here.delivery
+    if here.fan is not None and not own:
+        here.outer.append(here.fan)
     here.feed, here.event, here.fan, here.delivery = feed, fan.event, fan, delivery
     context = None if own else fan.context
     error: BaseException | None = None
@@ -377,6 +387,8 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
         raise
     finally:
         here.feed, here.event, here.fan, here.delivery = before
+        if here.fan is not None and not own:
+            here.outer.pop()
     lane = feed.lane
     if perf_counter() - began >= lane.engine.handoff_after:
         lane.slow = SLOW

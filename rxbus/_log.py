@@ -103,10 +103,9 @@ class Log:
         """Feeds it no longer; gives the id of the last event that was meant for it."""
         with self.lock:
             if feed in self.feeds:
-                del self.feeds[feed]
-                self.loops -= feed.loop is not None
-                self._changed()
-            return self.tail.id
+                self._remove(feed)
+            assert feed.last is not None
+            return feed.last
 
     def end(self, error: Exception | None, outlives: Callable[[Attachment], bool]) -> None:
         """Ends the topic's stream: observers get what was published before, then `on_completed` or `on_error`."""
@@ -116,13 +115,11 @@ class Log:
             self.ended = True
             self.error = error
             ending = [feed for feed in self.feeds if not outlives(feed.attachment)]
-            last = self.tail.id
             for feed in ending:
-                del self.feeds[feed]
-                self.loops -= feed.loop is not None
-            self._changed()
+                self._remove(feed)
         for feed in ending:
-            feed.lane.inbox.append((feed, last))
+            assert feed.last is not None
+            feed.lane.inbox.append((feed, feed.last))
             feed.lane.post(partial(feed.attachment.end, error))
 
     def dispose(self, outlives: Callable[[Attachment], bool]) -> list[Attachment]:
@@ -181,6 +178,12 @@ class Log:
         self.loops += feed.loop is not None
         self._changed()
 
+    def _remove(self, feed: Feed) -> None:
+        del self.feeds[feed]
+        feed.last = self.tail.id
+        self.loops -= feed.loop is not None
+        self._changed()
+
     def _changed(self) -> None:
         if self._snapshot is not None:
             self._fanned, self._folded = self.fanned(), self.published
@@ -215,7 +218,7 @@ class Log:
                 payload if raw else Event(self.name, payload, id, time(), None if origin is None else _cause(origin))
             )
             self.published += 1
-            fan = FanOut(self, event, id, feeds, iter(feeds) if GIL else _Once(feeds), copy_context(), loop)
+            fan = FanOut(self, event, id, feeds, iter(feeds) if GIL else _Once(feeds), None, copy_context(), loop)
             if origin is not None:
                 fan.chain = origin.chain + 1
                 fan.trail = (origin.log.name, origin.trail)

@@ -62,14 +62,17 @@ class Watch:
 
     def _hand_off(self, here: Here, fan: FanOut | None) -> bool:
         """Hands what waits behind a stuck handler to workers; tells whether there was anything."""
-        handed = False
-        while fan is not None:
-            handed |= bool(hand_over(fan))
-            fan = fan.parent
+        handed = 0
+        for one in (fan, *here.outer):
+            while one is not None:
+                handed += hand_over(one)
+                one = one.parent
+        jobs = [] if here.wait is None else here.wait.take_jobs()
         while here.later:
-            handed = True
-            self._engine.submit(here.later.pop().visit)
-        return handed
+            jobs.append(here.later.pop().visit)
+        for job in jobs:
+            self._engine.submit(job)
+        return handed + len(jobs) > 0
 
     def _tell(self, publishes: dict[int, tuple[Any, str]], now: float) -> None:
         """Warns of publishes that take long."""

@@ -1,0 +1,670 @@
+"""The contract of EventBus, row by row."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+import reactivex as rx
+from reactivex.subject import Subject
+
+from rxbus import (
+    AcknowledgementTimeout,
+    BlockingScheduler,
+    BusClosed,
+    Event,
+    EventBus,
+    EventLoopBlocked,
+    FeedbackLoop,
+    InvalidArgument,
+    InvalidTopic,
+    PublishError,
+    Receipt,
+    RxBusError,
+    Topic,
+    defer,
+    only_payload,
+)
+
+PRICES = Topic("prices.eur", float)
+PATIENCE = 10.0
+
+
+def test_the_contract_in_ten_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with EventBus() as bus:
+        high = bus.subscribe(PRICES).pipe(only_payload).filter(lambda p: p > 100)
+        high.subscribe(print)
+        receipt = bus.publish(PRICES, 101.5)
+        assert receipt.acknowledged == 1
+        bus.publish(PRICES, 99.5)
+    assert capsys.readouterr().out == "101.5\n"
+
+
+# -- publish
+
+
+def test_publish_without_observers_returns_at_once(bus: EventBus) -> None:
+    before = time.time()
+    receipt = bus.publish("a", 1)
+    assert isinstance(receipt, Receipt)
+    assert (receipt.acknowledged, receipt.queued) == (0, 0)
+    assert isinstance(receipt.event, Event)
+    assert (receipt.event.topic, receipt.event.payload, receipt.event.cause) == ("a", 1, None)
+    assert before <= receipt.event.time <= time.time()
+
+
+@pytest.mark.parametrize("observers", [1, 2, 5])
+def test_publish_returns_when_all_have_returned(bus: EventBus, observers: int) -> None:
+    got: list[Any] = []
+    for _ in range(observers):
+        bus.subscribe("a").subscribe(got.append)
+    receipt = bus.publish("a", None)
+    assert got == [receipt.event] * observers
+    assert receipt == Receipt(receipt.event, observers)
+
+
+@pytest.mark.parametrize("payload", [None, False, 0, ""])
+def test_falsy_payloads_are_payloads(bus: EventBus, payload: object) -> None:
+    got: list[object] = []
+    bus.subscribe("a").only_payload().subscribe(got.append)
+    bus.publish("a", payload)
+    assert got == [payload]
+
+
+def test_ids_rise_across_topics(bus: EventBus) -> None:
+    bus.subscribe("a").subscribe(lambda event: None)
+    ids = [bus.publish(topic).event.id for topic in ("a", "b", "a", "c", "a")]
+    assert ids == sorted(set(ids))
+
+
+def test_publish_to_a_str_and_to_a_topic_is_the_same(bus: EventBus) -> None:
+    got: list[float] = []
+    bus.subscribe("prices.eur").only_payload().subscribe(got.append)
+    bus.publish(PRICES, 1.0)
+    bus.publish("prices.eur", 2.0)
+    assert got == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("topic", ["", ".", "a..b", "a b", "a.*", "a.>", "x" * 256, "a\n", None, 7, b"a", ["a"]])
+@pytest.mark.parametrize("call", ["publish", "topic", "publisher"])
+def test_what_is_no_topic_is_refused(bus: EventBus, topic: Any, call: str) -> None:
+    with pytest.raises(InvalidTopic):
+        getattr(bus, call)(topic)
+    assert dict(bus.topics) == {}
+
+
+@pytest.mark.parametrize("pattern", ["", "a..b", "a.>.b", "a*", "*b", ">a", None, 7])
+def test_what_is_no_pattern_is_refused(bus: EventBus, pattern: Any) -> None:
+    for call in (bus.subscribe, bus.on):
+        with pytest.raises(InvalidTopic):
+            call(pattern)
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan")])
+def test_a_timeout_that_is_none_is_refused_and_nothing_is_published(bus: EventBus, timeout: float) -> None:
+    got: list[Any] = []
+    bus.subscribe("a").subscribe(got.append)
+    with pytest.raises(ValueError, match="timeout"):
+        bus.publish("a", timeout=timeout)
+    assert got == []
+
+
+# -- timeouts
+
+
+def test_a_timeout_names_who_has_not_acknowledged(bus: EventBus) -> None:
+    release, ended = threading.Event(), threading.Event()
+
+    def slow(event: Event[None]) -> None:
+        assert release.wait(PATIENCE)
+        ended.set()
+
+    bus.subscribe("a", name="the slow one").subscribe(slow)
+    bus.subscribe("a", name="the fast one").subscribe(lambda event: None)
+    with pytest.raises(AcknowledgementTimeout) as caught:
+        bus.publish("a", timeout=0.05)
+    assert caught.value.pending == ("the slow one",)
+    assert isinstance(caught.value, TimeoutError)
+    assert "the slow one" in str(caught.value)
+    assert not ended.is_set()
+    release.set()
+    assert ended.wait(PATIENCE), "the delivery goes on"
+
+
+def test_a_timeout_that_is_kept_makes_no_difference(bus: EventBus) -> None:
+    for _ in range(3):
+        bus.subscribe("a").subscribe(lambda event: None)
+    assert bus.publish("a", timeout=PATIENCE).acknowledged == 3
+
+
+def test_timeout_zero_looks_once(bus: EventBus) -> None:
+    gate = threading.Event()
+    bus.subscribe("a").subscribe(lambda event: gate.wait(PATIENCE))
+    with pytest.raises(AcknowledgementTimeout):
+        bus.publish("a", timeout=0)
+    gate.set()
+    assert bus.publish("nobody", timeout=0).acknowledged == 0
+
+
+def test_failure_and_timeout_together(bus: EventBus) -> None:
+    gate, failed = threading.Event(), threading.Event()
+
+    def failing(event: Event[None]) -> None:
+        failed.set()
+        raise ValueError("no good")
+
+    bus.subscribe("a", name="failing").subscribe(failing)
+    bus.subscribe("a", name="slow").subscribe(lambda event: gate.wait(PATIENCE))
+    with pytest.raises(AcknowledgementTimeout) as caught:
+        bus.publish("a", timeout=0.2)
+    gate.set()
+    assert failed.is_set()
+    assert any("no good" in note and "failing" in note for note in caught.value.__notes__)
+
+
+def test_the_timeout_of_an_outermost_publish_covers_its_tree(bus: EventBus) -> None:
+    gate = threading.Event()
+    bus.subscribe("b", name="leaf").subscribe(lambda event: gate.wait(PATIENCE))
+    bus.subscribe("a", name="trunk").subscribe(lambda event: bus.publish("b") and None)
+    with pytest.raises(AcknowledgementTimeout) as caught:
+        bus.publish("a", timeout=0.05)
+    gate.set()
+    assert set(caught.value.pending) >= {"trunk"}
+
+
+def test_a_failure_after_the_timeout_is_logged(bus: EventBus, caplog: pytest.LogCaptureFixture) -> None:
+    gate = threading.Event()
+
+    def late(event: Event[None]) -> None:
+        assert gate.wait(PATIENCE)
+        raise ValueError("too late")
+
+    bus.subscribe("a", name="late").subscribe(late)
+    with pytest.raises(AcknowledgementTimeout):
+        bus.publish("a", timeout=0.01)
+    gate.set()
+    bus.close()
+    assert "publisher had gone" in caplog.text
+    assert "too late" in caplog.text
+
+
+# -- subscriptions
+
+
+def test_a_subscription_is_lazy_and_each_observer_counts(bus: EventBus) -> None:
+    subscription = bus.subscribe("a")
+    assert bus.publish("a").acknowledged == 0
+    subscription.subscribe(lambda event: None)
+    subscription.subscribe(lambda event: None)
+    assert bus.publish("a").acknowledged == 2
+
+
+def test_patterns(bus: EventBus) -> None:
+    got: list[tuple[str, str]] = []
+    for pattern in ("a.*", "a.>", "*.b", ">", "a.b"):
+        bus.subscribe(pattern).subscribe(lambda event, pattern=pattern: got.append((pattern, event.topic)))
+    counts = {topic: bus.publish(topic).acknowledged for topic in ("a.b", "a", "a.c", "a.b.c", "x.b")}
+    assert counts == {"a.b": 5, "a": 1, "a.c": 3, "a.b.c": 2, "x.b": 2}
+    assert len(got) == sum(counts.values())
+
+
+def test_unsubscribe_completes_and_frees(bus: EventBus) -> None:
+    completed: list[str] = []
+    inside, let_go = threading.Event(), threading.Event()
+
+    def handler(event: Event[None]) -> None:
+        defer()
+        inside.set()
+
+    subscription = bus.subscribe("a")
+    subscription.subscribe(handler, on_completed=lambda: completed.append("one"))
+    subscription.subscribe(lambda event: None, on_completed=lambda: completed.append("two"))
+    publisher = threading.Thread(target=lambda: (bus.publish("a"), let_go.set()))
+    publisher.start()
+    assert inside.wait(PATIENCE)
+    bus.unsubscribe("a", subscription)
+    assert let_go.wait(PATIENCE), "a publisher that waits is freed"
+    publisher.join()
+    assert sorted(completed) == ["one", "two"]
+    bus.unsubscribe("a", subscription)
+    assert len(completed) == 2
+    assert bus.publish("a").acknowledged == 0
+    subscription.subscribe(lambda event: None, on_completed=lambda: completed.append("late"))
+    assert completed[-1] == "late"
+
+
+def test_unsubscribe_refuses_what_is_not_its_own(bus: EventBus) -> None:
+    subscription = bus.subscribe("a")
+    subscription.subscribe(lambda event: None)
+    with pytest.raises(ValueError, match="'a'"):
+        bus.unsubscribe("b", subscription)
+    with EventBus() as other, pytest.raises(InvalidArgument):
+        other.unsubscribe("a", subscription)
+    with pytest.raises(InvalidArgument):
+        bus.unsubscribe("a", rx.never())  # type: ignore[arg-type]
+    assert bus.publish("a").acknowledged == 1, "nothing is lost by it"
+
+
+def test_on_attaches_and_returns_the_function(bus: EventBus) -> None:
+    got: list[int] = []
+
+    @bus.on("a.*")
+    def handler(event: Event[int]) -> None:
+        got.append(event.payload)
+
+    bus.publish("a.b", 1)
+    handler(Event("a.b", 2, 0, 0.0))
+    assert got == [1, 2]
+
+
+# -- topics
+
+
+def test_a_topic_is_a_subject_in_the_registry(bus: EventBus) -> None:
+    subject = bus.topic("a")
+    assert isinstance(subject, Subject)
+    assert bus.topic(Topic("a")) is subject
+    assert dict(bus.topics) == {"a": subject}
+    with pytest.raises(TypeError):
+        bus.topics["b"] = subject  # type: ignore[index]
+
+
+def test_publishing_alone_makes_no_topic(bus: EventBus) -> None:
+    bus.publish("a")
+    assert "a" not in bus.topics
+    bus.subscribe("b")
+    bus.subscribe("c.*")
+    assert set(bus.topics) == {"b"}
+
+
+def test_the_subject_delivers_like_publish(bus: EventBus) -> None:
+    got: list[Any] = []
+    bus.subscribe("*").subscribe(got.append)
+    bus.topic("a").subscribe(got.append)
+    event = Event("elsewhere", 1, 5, 0.0)
+    bus.topic("a").on_next(event)
+    assert got == [event, event]
+
+    def failing(event: Any) -> None:
+        raise ValueError("no")
+
+    bus.topic("a").subscribe(failing)
+    with pytest.raises(PublishError):
+        bus.topic("a").on_next(event)
+
+
+def test_publisher_feeds_a_topic_from_any_source(bus: EventBus, caplog: pytest.LogCaptureFixture) -> None:
+    got: list[int] = []
+    bus.subscribe("a").only_payload().subscribe(got.append)
+    rx.of(1, 2, 3).subscribe(bus.publisher("a"))
+    rx.throw(ValueError("broken source")).subscribe(bus.publisher("a"))
+    rx.of(4).subscribe(bus.publisher("a"))
+    assert got == [1, 2, 3, 4]
+    assert "broken source" in caplog.text
+
+
+# -- statistics
+
+
+def test_statistics(bus: EventBus) -> None:
+    def failing(event: Event[Any]) -> None:
+        raise ValueError
+
+    bus.subscribe("a").subscribe(lambda event: None)
+    bus.publish("a")
+    bus.subscribe("a").subscribe(lambda event: None)
+    bus.subscribe("*").subscribe(failing)
+    with pytest.raises(PublishError):
+        bus.publish("a")
+    bus.publish("c.d")
+    statistics = bus.statistics()
+    assert (statistics.topics, statistics.observers, statistics.published) == (1, 3, 3)
+    assert (statistics.acknowledged, statistics.failed, statistics.pending) == (3, 1, 0)
+    with pytest.raises(AttributeError):
+        statistics.topics = 9  # type: ignore[misc]
+
+
+def test_statistics_show_what_is_pending(bus: EventBus) -> None:
+    deferred = []
+    bus.subscribe("a").subscribe(lambda event: deferred.append(defer()))
+    seen: list[int] = []
+    bus.subscribe("b").subscribe(lambda event: seen.append(bus.statistics().pending))
+    bus.publish("b")
+    assert seen == [1]
+    with pytest.raises(AcknowledgementTimeout):
+        bus.publish("a", timeout=0.01)
+    assert bus.statistics().pending == 1
+    deferred[0].ack()
+    assert bus.statistics().pending == 0
+
+
+def test_reprs_never_subscribe(bus: EventBus) -> None:
+    subscription = bus.subscribe("a")
+    for thing in (bus, subscription, bus.topic("a")):
+        assert repr(thing).startswith("<")
+    assert bus.statistics().observers == 0
+
+
+# -- constructing and closing
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"scheduler": rx.scheduler.ImmediateScheduler()}, {"max_chain": 0}, {"max_chain": "x"}]
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        EventBus(**arguments)
+
+
+def test_close_completes_and_refuses() -> None:
+    bus = EventBus()
+    ended: list[str] = []
+    subscription = bus.subscribe("a")
+    subscription.subscribe(lambda event: None, on_completed=lambda: ended.append("one"))
+    bus.subscribe("*").subscribe(lambda event: None, on_completed=lambda: ended.append("pattern"))
+    bus.topic("a").subscribe(lambda event: None, on_completed=lambda: ended.append("subject"))
+    bus.close()
+    assert sorted(ended) == ["one", "pattern", "subject"]
+    for call in (bus.publish, bus.subscribe, bus.on):
+        with pytest.raises(BusClosed):
+            call("a")
+    with pytest.raises(BusClosed):
+        subscription.subscribe(print)
+    with pytest.raises(BusClosed):
+        asyncio.run(bus.publish_async("a"))
+    bus.close()
+    assert len(ended) == 3
+    assert "closed" in repr(bus)
+
+
+def test_close_waits_for_running_deliveries_and_lets_their_publishes_through() -> None:
+    bus = EventBus()
+    inside, gate = threading.Event(), threading.Event()
+    got: list[str] = []
+
+    def handler(event: Event[None]) -> None:
+        inside.set()
+        assert gate.wait(PATIENCE)
+        bus.publish("b")
+        got.append("a")
+
+    bus.subscribe("a").subscribe(handler)
+    bus.subscribe("b").subscribe(lambda event: got.append("b"))
+    publisher = threading.Thread(target=bus.publish, args=("a",))
+    publisher.start()
+    assert inside.wait(PATIENCE)
+    closed = threading.Event()
+    closer = threading.Thread(target=lambda: (bus.close(), closed.set()))
+    closer.start()
+    with pytest.raises(BusClosed):
+        while True:  # until the closer has come so far
+            bus.publish("c")
+    assert not closed.is_set()
+    gate.set()
+    assert closed.wait(PATIENCE)
+    publisher.join()
+    closer.join()
+    assert got == ["b", "a"]
+
+
+def test_close_counts_what_is_deferred_as_given() -> None:
+    bus = EventBus()
+    inside = threading.Event()
+    bus.subscribe("a").subscribe(lambda event: (defer(), inside.set()) and None)
+    publisher = threading.Thread(target=bus.publish, args=("a",))
+    publisher.start()
+    assert inside.wait(PATIENCE)
+    bus.close()
+    publisher.join(PATIENCE)
+    assert not publisher.is_alive()
+
+
+@pytest.mark.parametrize("observers", [1, 2])
+def test_close_inside_a_handler_is_an_error(bus: EventBus, observers: int) -> None:
+    for _ in range(observers):
+        bus.subscribe("a").subscribe(lambda event: bus.close())
+    with pytest.raises(PublishError) as caught:
+        bus.publish("a")
+    assert [type(error) for error in caught.value.exceptions] == [RxBusError] * observers
+    assert bus.publish("b").acknowledged == 0
+
+
+def test_two_buses_share_a_scheduler() -> None:
+    scheduler = BlockingScheduler()
+    one, two = EventBus(scheduler), EventBus(scheduler)
+    barrier = threading.Barrier(2)
+    for _ in range(2):
+        two.subscribe("a").subscribe(lambda event: barrier.wait(PATIENCE) and None)
+    one.close()
+    assert two.publish("a").acknowledged == 2
+    two.close()
+
+
+# -- causes
+
+
+def test_causes_are_recorded(bus: EventBus) -> None:
+    inner: list[Event[Any]] = []
+    bus.subscribe("b").subscribe(inner.append)
+    bus.subscribe("a").subscribe(lambda event: bus.publish("b") and None)
+    outer = bus.publish("a").event
+    assert (outer.cause, inner[0].cause) == (None, outer.id)
+
+
+def test_a_feedback_loop_is_told_with_its_topics(caplog: pytest.LogCaptureFixture) -> None:
+    count = 0
+
+    def ping(event: Event[Any]) -> None:
+        nonlocal count
+        count += 1
+        bus.publish("pong")
+
+    with EventBus(max_chain=30) as bus:
+        bus.subscribe("ping").subscribe(ping)
+        bus.subscribe("pong", name="ponger").subscribe(lambda event: bus.publish("ping") and None)
+        with pytest.raises(PublishError) as caught:
+            bus.publish("ping")
+    loops, others = caught.value.split(FeedbackLoop)
+    assert loops is not None
+    error = loops.exceptions[0]
+    while isinstance(error, PublishError):
+        error = error.exceptions[0]
+    assert isinstance(error, FeedbackLoop)
+    assert set(error.topics) == {"ping", "pong"}
+    assert others is None
+    assert count == 16
+    assert "ping -> pong" in str(error) or "pong -> ping" in str(error)
+
+
+def test_a_handler_that_publishes_to_itself_for_ever_is_stopped() -> None:
+    with EventBus(max_chain=100) as bus:
+        count = 0
+
+        def again(event: Event[Any]) -> None:
+            nonlocal count
+            count += 1
+            bus.publish("a")
+
+        bus.subscribe("a").subscribe(again)
+        with pytest.raises(PublishError) as caught:
+            bus.publish("a")
+    assert count == 101
+    assert caught.value.exceptions[0].topics == ("a",)  # type: ignore[attr-defined]
+
+
+# -- the event loop
+
+
+async def test_publish_async_waits_without_blocking(bus: EventBus) -> None:
+    gate = threading.Event()
+    bus.subscribe("a").subscribe(lambda event: gate.wait(PATIENCE) and None)
+    task = asyncio.ensure_future(bus.publish_async("a", 1))
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
+    receipt = await asyncio.wait_for(task, PATIENCE)
+    assert (receipt.acknowledged, receipt.event.payload) == (1, 1)
+
+
+async def test_async_handlers_are_waited_for_one_at_a_time(bus: EventBus) -> None:
+    running, most, got = 0, 0, []
+
+    @bus.on("a")
+    async def handler(event: Event[int]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        got.append(event.payload)
+
+    receipts = await asyncio.gather(*(bus.publish_async("a", number) for number in range(5)))
+    assert got == [0, 1, 2, 3, 4]
+    assert most == 1
+    assert [receipt.acknowledged for receipt in receipts] == [1] * 5
+
+
+async def test_a_blocking_publish_on_the_loop_of_a_handler_is_refused_at_once(bus: EventBus) -> None:
+    got: list[Any] = []
+
+    @bus.on("a")
+    async def handler(event: Event[Any]) -> None:
+        got.append(event.payload)
+
+    bus.subscribe("a").subscribe(lambda event: got.append("sync"))
+    with pytest.raises(EventLoopBlocked) as caught:
+        bus.publish("a")
+    assert "handler" in caught.value.observer
+    assert got == [], "checked before anything is queued"
+    await asyncio.to_thread(bus.publish, "a", 1)
+    assert sorted(map(str, got)) == ["1", "sync"]
+
+
+async def test_nested_publishes_that_would_block_the_loop_are_refused(bus: EventBus) -> None:
+    gate = threading.Event()
+
+    @bus.on("inner")
+    async def handler(event: Event[Any]) -> None: ...
+
+    bus.subscribe("outer").subscribe(lambda event: bus.publish("inner") and None)
+    bus.subscribe("outer").subscribe(lambda event: gate.wait(0.01) and None)
+    for _ in range(3):  # from the second time on, on a worker
+        with pytest.raises(PublishError) as caught:
+            bus.publish("outer")
+        assert caught.value.split(EventLoopBlocked)[0] is not None
+
+
+async def test_async_handlers_may_publish(bus: EventBus) -> None:
+    got: list[Event[Any]] = []
+
+    @bus.on("a")
+    async def handler(event: Event[int]) -> None:
+        got.append(event)
+        if event.payload:
+            receipt = await bus.publish_async("a", event.payload - 1)
+            assert (receipt.acknowledged, receipt.queued) == (0, 1)
+            assert (await bus.publish_async("b")).acknowledged == 1
+
+    bus.subscribe("b").subscribe(got.append)
+    await bus.publish_async("a", 2)
+    assert [event.topic for event in got] == ["a", "b", "a", "b", "a"]
+    assert [event.cause for event in got] == [None, got[0].id, got[0].id, got[2].id, got[2].id]
+
+
+async def test_async_failures_reach_the_publisher(bus: EventBus) -> None:
+    @bus.on("a")
+    async def handler(event: Event[Any]) -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    with pytest.raises(PublishError) as caught:
+        await bus.publish_async("a")
+    assert isinstance(caught.value.exceptions[0], ValueError)
+    assert (await bus.publish_async("b")).acknowledged == 0
+
+
+async def test_a_cancelled_handler_is_a_failure(bus: EventBus) -> None:
+    @bus.on("a")
+    async def handler(event: Event[Any]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    with pytest.raises(PublishError, match="1 failed"):
+        await bus.publish_async("a")
+
+
+async def test_cancelling_ends_the_waiting_not_the_deliveries(bus: EventBus) -> None:
+    inside, gate, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def handler(event: Event[Any]) -> None:
+        inside.set()
+        assert gate.wait(PATIENCE)
+        ended.set()
+
+    bus.subscribe("a").subscribe(handler)
+    task = asyncio.ensure_future(bus.publish_async("a"))
+    assert await asyncio.to_thread(inside.wait, PATIENCE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not ended.is_set()
+    gate.set()
+    assert await asyncio.to_thread(ended.wait, PATIENCE)
+
+
+async def test_publish_async_times_out(bus: EventBus) -> None:
+    gate = threading.Event()
+    bus.subscribe("a", name="slow").subscribe(lambda event: gate.wait(PATIENCE) and None)
+    with pytest.raises(AcknowledgementTimeout) as caught:
+        await bus.publish_async("a", timeout=0.02)
+    assert caught.value.pending == ("slow",)
+    gate.set()
+    with pytest.raises(InvalidArgument):
+        await bus.publish_async("a", timeout=-1)
+
+
+async def test_close_on_the_loop_does_not_wait_for_its_own_coroutines() -> None:
+    bus = EventBus()
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    @bus.on("a")
+    async def handler(event: Event[Any]) -> None:
+        begun.set()
+        await gate.wait()
+
+    task = asyncio.ensure_future(bus.publish_async("a"))
+    await begun.wait()
+    bus.close()
+    assert (await asyncio.wait_for(task, PATIENCE)).acknowledged == 1
+    gate.set()
+
+
+async def test_publish_async_without_workers_runs_on_the_loop() -> None:
+    with EventBus(BlockingScheduler(max_workers=0)) as bus:
+        threads: list[int] = []
+        bus.subscribe("a").subscribe(lambda event: threads.append(threading.get_ident()))
+        assert (await bus.publish_async("a")).acknowledged == 1
+        assert threads == [threading.get_ident()]
+
+
+def test_async_handlers_need_a_loop(bus: EventBus) -> None:
+    async def handler(event: Event[Any]) -> None: ...
+
+    with pytest.raises(RxBusError, match="event loop"):
+        bus.on("a")(handler)
+    assert bus.statistics().observers == 0
+
+
+def test_a_handler_whose_loop_is_closed_fails(bus: EventBus) -> None:
+    async def attach() -> None:
+        @bus.on("a")
+        async def handler(event: Event[Any]) -> None: ...
+
+    asyncio.run(attach())
+    with pytest.raises(PublishError, match="1 failed"):
+        bus.publish("a")
