@@ -67,7 +67,9 @@ class Watch:
             while one is not None:
                 handed += hand_over(one)
                 one = one.parent
-        jobs = [] if here.wait is None else here.wait.take_jobs()
+        # What a waiting publisher was offered waits behind the handler that it is stuck in. Not with a limited pool: there
+        # it is the one thread that is sure to come to it.
+        jobs = here.wait.take_jobs() if here.wait is not None and self._engine.limit is None else []
         while here.later:
             jobs.append(here.later.pop().visit)
         for job in jobs:

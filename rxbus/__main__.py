@@ -1,3 +1,0 @@
-from rxbus.cli import main
-
-main()
