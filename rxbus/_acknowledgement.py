@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rxbus._event import Event
-from rxbus._here import Here, Job, Origin, local
+from rxbus._here import Here, Job, Origin, local, run_later
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Receipt(msgspec.Struct, frozen=True):
     queued: int = 0
 
 
-# The delivery that a coroutine works for: an event loop's thread serves many, so its place says nothing about them.
-coroutine_delivery: ContextVar[Delivery | None] = ContextVar("rxbus_delivery", default=None)
+# What a coroutine works for: an event loop's thread serves many, so its place says nothing about them.
+coroutine_place: ContextVar[Delivery | Origin | None] = ContextVar("rxbus_place", default=None)
 
 
 class FanOut(msgspec.Struct, eq=False):
@@ -74,6 +74,7 @@ class FanOut(msgspec.Struct, eq=False):
     context: Context | None = None  # the publisher's
     loop: AbstractEventLoop | None = None  # the event loop that the publisher blocks
     parent: FanOut | None = None  # the event whose handler publishes this one, while it does
+    by: Feed | None = None  # that handler's, while it does
     root: FanOut | None = None  # the outermost event that led to this one; None: it is that itself
     trail: tuple[str, Any] | None = None  # the topics of its causes, the nearest first, as a linked list
     chain: int = 0  # how many causes it has
@@ -81,6 +82,7 @@ class FanOut(msgspec.Struct, eq=False):
     missing: int = -1  # how many deliveries others must end; known when the publisher's round is over
     ended: int = 0  # how many others have ended
     lost: int = 0  # how many ended without an acknowledgement: failed, or the observer left
+    refused: tuple[Feed, ...] = ()  # those that are not to be delivered to, having been ended as failed
     wait: Wait | None = None
 
     @property
@@ -104,7 +106,7 @@ class FanOut(msgspec.Struct, eq=False):
 
     def forget(self) -> None:
         """Lets go of what a quiet topic must not pin: its last entry stays until the next event comes."""
-        self.event = self.context = self.parent = None
+        self.event = self.context = None
         self.feeds = ()
 
     def close_round(self, done: int) -> int:
@@ -136,12 +138,20 @@ class FanOut(msgspec.Struct, eq=False):
             wait = self.waiting()
         self.fail(error, feed, wait)
 
+    def refuse(self, feed: Feed, error: Exception) -> None:
+        """Ends a delivery that has not begun as failed; the lane's turn must be held, or its holder blocked."""
+        self.fail(error, feed)
+        with ledger:
+            self.refused = (*self.refused, feed)
+            self.end(lost=True)
+
     def pending(self) -> tuple[Feed, ...]:
         """Who has not ended the delivery of this event. Under the ledger."""
         return tuple(
             feed
             for feed in self.feeds
             if feed.cut is None
+            and feed not in self.refused
             and (feed.cursor.id < self.id or any(d.fan is self and d.feed is feed for d in feed.lane.deliveries))
         )
 
@@ -326,12 +336,14 @@ class Delivery:
     def resumed(self) -> Iterator[None]:
         """Lets this thread work for the delivery: what it publishes, defers and schedules belongs to it."""
         here = local.here
-        before = here.feed, here.event, here.fan, here.delivery
-        here.feed, here.event, here.fan, here.delivery = self.feed, self.fan.event, self.fan, self
+        before = here.feed, here.event, here.fan, here.delivery, here.origin
+        here.feed, here.event, here.fan, here.delivery, here.origin = self.feed, self.fan.event, self.fan, self, None
         try:
             yield
         finally:
-            here.feed, here.event, here.fan, here.delivery = before
+            here.feed, here.event, here.fan, here.delivery, here.origin = before
+            if here.later:
+                run_later(here)
 
 
 def current_fan_out(here: Here) -> FanOut:
@@ -345,13 +357,54 @@ def current_fan_out(here: Here) -> FanOut:
 def current_delivery() -> Delivery | None:
     """The delivery that the calling code works for, counted from now on; None outside of one."""
     here = local.here
+    if here.origin is not None:  # behind a buffer: nobody waits
+        return None
     if here.feed is not None:
         if here.delivery is None:
             here.delivery = Delivery(current_fan_out(here), here.feed)
             here.delivery.enter(awaited=True)
         return here.delivery
-    delivery = coroutine_delivery.get()
-    return None if delivery is None or delivery.ended else delivery
+    place = coroutine_place.get()
+    return place if isinstance(place, Delivery) and not place.ended else None
+
+
+def current_place() -> Delivery | Origin | None:
+    """What the calling code works for: a delivery, or an item that a buffer has let go of."""
+    here = local.here
+    if here.origin is None and here.feed is None:
+        place = coroutine_place.get()
+        if isinstance(place, Origin):
+            return place
+    return here.origin or current_delivery()
+
+
+@contextmanager
+def working_for(place: Delivery | Origin | None) -> Iterator[None]:
+    """Lets this thread work for a place; see `current_place`."""
+    if isinstance(place, Delivery):
+        with place.resumed():
+            yield
+        return
+    here = local.here
+    outer, here.origin = here.origin, place
+    try:
+        yield
+    finally:
+        here.origin = outer
+
+
+@contextmanager
+def standing() -> Iterator[None]:
+    """Lets this thread work for what its coroutine works for; no change where it is in a handler, or in no coroutine."""
+    here = local.here
+    place = coroutine_place.get()
+    if here.feed is not None or here.origin is not None or (isinstance(place, Delivery) and place.ended):
+        place = None
+    if place is None:
+        yield
+    else:
+        with working_for(place):
+            yield
 
 
 class Acknowledgement:

@@ -6,15 +6,19 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+import msgspec
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import FanOut, current_fan_out, logger
-from rxbus._here import Engine, Job, Origin, local
+from rxbus._acknowledgement import FanOut, current_fan_out, ledger, logger, working_for
+from rxbus._here import Engine, Here, Holder, Job, Origin, local
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
+
+if TYPE_CHECKING:
+    from rxbus._lane import Feed, Lane
 
 _T = TypeVar("_T")
 
@@ -58,9 +62,18 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
 
 _spare = Workers(None)  # for buffers behind sources that are no bus's
 
-# Guards every buffer's fields: one for all, since a buffer that is full looks at others to see whether it would wait for
-# itself. Nothing is called under it.
+# Guards every buffer's fields, and Lane.blocked: one for all, since a buffer that is full looks at others to see whether
+# it would wait for itself. The ledger may be taken under it; nothing is called under it.
 _buffers = threading.Lock()
+
+
+class _Item(msgspec.Struct, eq=False):
+    """A call to be made to what follows."""
+
+    call: Callable[[], None]
+    origin: Origin | None  # the event it comes from, where it comes from one
+    context: Context
+    counts: bool  # an item, as against the end of the stream
 
 
 class _Buffer:
@@ -68,9 +81,9 @@ class _Buffer:
         self._capacity = capacity
         self._overflow = overflow
         self._observer = observer
-        self._items: deque[tuple[Callable[[], None], Origin | None, Context, bool]] = deque()
-        self._held = 0  # items among them, as against the end of the stream
-        self._in_hand: Origin | None = None  # the item that what follows is at work on
+        self._items: deque[_Item] = deque()
+        self._held = 0  # those among them that count
+        self._in_hand: Origin | None = None  # of the item that what follows is at work on
         self._handing = False
         self._submitted = False  # a worker is on its way, or at work
         self._room = threading.Condition(_buffers)  # told when an item has been taken out
@@ -85,13 +98,13 @@ class _Buffer:
             self._limit, self._submit = engine.limit, engine.submit
 
     def on_next(self, value: Any) -> None:
-        self._put(lambda: self._observer.on_next(value), item=True)
+        self._put(lambda: self._observer.on_next(value), counts=True)
 
     def on_error(self, error: Exception) -> None:
-        self._put(lambda: self._observer.on_error(error), item=False)
+        self._put(lambda: self._observer.on_error(error), counts=False)
 
     def on_completed(self) -> None:
-        self._put(self._observer.on_completed, item=False)
+        self._put(self._observer.on_completed, counts=False)
 
     def stop(self) -> None:
         with _buffers:
@@ -100,89 +113,148 @@ class _Buffer:
             self._held = 0
             self._room.notify_all()
 
-    def _put(self, call: Callable[[], None], item: bool) -> None:
-        here = local.here
-        fan = None
-        if here.feed is not None:
-            fan = current_fan_out(here)
-            self.use(here.feed.lane.engine)
-        origin = None if fan is None else Origin(fan.log, fan.event, fan.id, fan.trail, fan.chain, self)
+    def check(self, fan: FanOut) -> None:
+        """See `Holder`."""
         with _buffers:
-            if item and self._held >= self._capacity and not self._make_room(fan):
+            if self._in_hand is not fan.origin:
+                return
+            for one, feed in _pending(fan):
+                if feed.lane.blocked is not None and self in _reached(feed.lane.blocked):
+                    one.refuse(feed, BufferOverflow(self._capacity, _RING))
+
+    def _put(self, call: Callable[[], None], counts: bool) -> None:
+        here = local.here
+        if here.feed is not None:
+            self.use(here.feed.lane.engine)
+        source = here.origin or (None if here.feed is None else current_fan_out(here))
+        origin = None
+        if source is not None:
+            origin = Origin(source.log, source.event, source.id, source.trail, source.chain, self)
+        with _buffers:
+            if counts and self._held >= self._capacity and not self._make_room(here):
                 return
             if self._stopped:
                 return
-            self._items.append((call, origin, copy_context(), item))
-            self._held += item
+            self._items.append(_Item(call, origin, copy_context(), counts))
+            self._held += counts
             if self._submitted:
                 return
             self._submitted = True
-        self._submit(self._hand_on_all)
+        if self._limit == 0:
+            here.later.append(self._hand_on_all)
+        else:
+            self._submit(self._hand_on_all)
 
-    def _make_room(self, fan: FanOut | None) -> bool:
-        """Under the lock, which waiting lets go of: sees to it that there is room; False where the item is to be dropped."""
+    def _make_room(self, here: Here) -> bool:
+        """Sees to it that there is room; False where the item is to be dropped. Under the lock, which waiting lets go of."""
         if self._overflow == "drop_newest":
             return False
         if self._overflow == "error":
             raise BufferOverflow(self._capacity, "overflow='error'")
         if self._overflow == "drop_oldest":
-            for place, one in enumerate(self._items):
-                if one[3]:
-                    del self._items[place]
-                    self._held -= 1
-                    break
+            self._items.remove(next(item for item in self._items if item.counts))
+            self._held -= 1
             return True
-        origin = None if fan is None else fan.origin
-        upstream = origin.holder if origin is not None else None
-        if not isinstance(upstream, _Buffer) or upstream._in_hand is not origin:
+        led_by = here.origin or (None if here.fan is None else here.fan.origin)
+        upstream = led_by.holder if led_by is not None else None
+        if not isinstance(upstream, _Buffer) or upstream._in_hand is not led_by:
             upstream = None
-        if upstream is not None:
-            ahead: _Buffer | None = self
-            while ahead is not None:
-                if ahead is upstream:
-                    raise BufferOverflow(self._capacity, "the handler that publishes into it is the one it waits for")
-                ahead = ahead._waits_for
-            upstream._waits_for = self
+        elif upstream in _reached(self):
+            raise BufferOverflow(self._capacity, _RING)
+        lanes = _held_by(here)
         try:
+            for lane in lanes:
+                lane.blocked = self
+            self._refuse_those_for(lanes)
+            if upstream is not None:
+                upstream._waits_for = self
             while self._held >= self._capacity and not self._stopped:
                 if self._limit is not None and not self._handing:  # a full pool must not keep us waiting for a worker
                     self._hand_on()
                 else:
                     self._room.wait()
         finally:
+            for lane in lanes:
+                lane.blocked = None
             if upstream is not None:
                 upstream._waits_for = None
         return True
 
+    def _refuse_those_for(self, lanes: set[Lane]) -> None:
+        """The lanes are going to wait for room: fails what handlers that would have to make it publish to those very lanes."""
+        for holder in _reached(self):
+            if isinstance(holder, _Buffer):
+                for fan, feed in holder._published():
+                    if feed.lane in lanes:
+                        fan.refuse(feed, BufferOverflow(self._capacity, _RING))
+
+    def _published(self) -> list[tuple[FanOut, Feed]]:
+        """The deliveries that the item in hand waits for, by what its handler publishes. Under the lock."""
+        fan = None if self._in_hand is None else self._in_hand.fan
+        return [] if fan is None else _pending(fan)
+
     def _hand_on_all(self) -> None:
         with _buffers:
-            while self._items and not self._handing:
-                self._hand_on()
-            self._submitted = False
+            try:
+                while self._items and not self._handing:
+                    self._hand_on()
+            finally:
+                self._submitted = False
 
     def _hand_on(self) -> None:
-        """Under the lock, which it lets go of meanwhile: hands the first item to what follows."""
-        call, origin, context, item = self._items.popleft()
-        self._held -= item
+        """Hands the first item to what follows. Under the lock, which it lets go of meanwhile."""
+        item = self._items.popleft()
+        self._held -= item.counts
         self._handing = True
-        self._in_hand = origin
+        self._in_hand = item.origin
         self._room.notify_all()
         _buffers.release()
         try:
-            self._call(call, origin, context)
+            _call(item)
         finally:
             _buffers.acquire()
             self._handing = False
             self._in_hand = None
 
-    def _call(self, call: Callable[[], None], origin: Origin | None, context: Context) -> None:
-        here = local.here
-        before = here.feed, here.event, here.fan, here.delivery, here.origin
-        here.feed = here.event = here.fan = here.delivery = None
-        here.origin = origin
-        try:
-            context.run(call)
-        except Exception:
-            logger.exception("what follows a buffer failed")
-        finally:
-            here.feed, here.event, here.fan, here.delivery, here.origin = before
+
+def _held_by(here: Here) -> set[Lane]:
+    """The lanes that wait with this thread: the one it is in, and those whose handlers' nested publishes led there."""
+    lanes: set[Lane] = set()
+    feed, fan = here.feed, here.fan
+    while feed is not None:
+        lanes.add(feed.lane)
+        feed, fan = (None, None) if fan is None else (fan.by, fan.parent)
+    return lanes
+
+
+def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:
+    """The deliveries that an outermost publish waits for."""
+    with ledger:
+        tree = {fan, *(() if fan.wait is None else fan.wait.fans)}
+        return [(one, feed) for one in tree for feed in one.pending()]
+
+
+def _reached(buffer: Holder) -> set[Holder]:
+    """The buffers that one waits for, itself included: what its item in hand waits for, and so on. Under the lock."""
+    reached: set[Holder] = set()
+    ahead: list[Holder | None] = [buffer]
+    while ahead:
+        one = ahead.pop()
+        if one is not None and one not in reached:
+            reached.add(one)
+            if isinstance(one, _Buffer):
+                ahead += [one._waits_for, *(feed.lane.blocked for _, feed in one._published())]
+    return reached
+
+
+def _call(item: _Item) -> None:
+    try:
+        with working_for(item.origin):
+            item.context.run(item.call)
+    except BaseException as error:
+        logger.exception("what follows a buffer failed")
+        if isinstance(error, KeyboardInterrupt):
+            raise
+
+
+_RING = "the handler that publishes into it is the one it waits for"

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, overload
 import msgspec
 from reactivex.observer import Observer
 
-from rxbus._acknowledgement import Receipt, coroutine_delivery, ledger, logger
+from rxbus._acknowledgement import Receipt, current_place, ledger, logger
 from rxbus._delivery import publish, publish_async
 from rxbus._event import Topic, name_of
-from rxbus._here import Here, local, places
+from rxbus._here import Here, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
 from rxbus._registry import Registry
@@ -268,9 +268,7 @@ class EventBus:
         Raises:
             RxBusError: Called inside a handler, which it would wait for.
         """
-        coroutine = coroutine_delivery.get()
-        inside = local.here.feed is not None or local.here.origin is not None
-        if inside or (coroutine is not None and not coroutine.ended):
+        if current_place() is not None:
             raise RxBusError("close() inside a handler would wait for that handler: call it from outside")
         with self._close_lock:
             if self._hub.closed:
@@ -283,7 +281,7 @@ class EventBus:
             self._wait_until_quiet()
             with self._registry.lock:
                 attachments = list(self._registry.attachments)
-            for attachment in attachments:
+            for attachment in reversed(attachments):  # what flushes on completion may publish to those attached before
                 attachment.finish()
             self._wait_until_quiet()
             self._hub.closed = True

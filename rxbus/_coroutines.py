@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import Delivery, coroutine_delivery, current_delivery, logger
-from rxbus._here import local
+from rxbus._acknowledgement import Delivery, coroutine_place, current_delivery, current_place, logger, working_for
+from rxbus._here import Origin, local
 from rxbus.errors import InvalidArgument, RxBusError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+Place = Delivery | Origin | None
 
 
 def on_loop(
@@ -28,7 +30,7 @@ def on_loop(
         delivery = current_delivery()
         assert delivery is not None
         context = copy_context()
-        context.run(coroutine_delivery.set, delivery)
+        context.run(coroutine_place.set, delivery)
 
         def done(task: asyncio.Task[object]) -> None:
             if task.cancelled():
@@ -119,22 +121,21 @@ class _Mapping:
         self._function = function
         self._limit = limit
         self._observer = observer
-        self._items: deque[tuple[Any, Delivery | None, Context]] = deque()  # not begun
-        self._tasks: deque[tuple[asyncio.Task[Any], Delivery | None]] = deque()  # begun, in order
+        self._items: deque[tuple[Any, Place, Context]] = deque()  # not begun
+        self._tasks: deque[tuple[asyncio.Task[Any], Place]] = deque()  # begun, in order
         self._end: Callable[[], None] | None = None
         self._stopped = False
 
     def on_next(self, value: Any) -> None:
-        delivery = current_delivery()
+        place = current_place()
         context = copy_context()
-        if delivery is not None:
-            delivery.defer()
-            context.run(coroutine_delivery.set, delivery)
+        context.run(coroutine_place.set, place)
+        if isinstance(place, Delivery):
+            place.defer()
         try:
-            self.loop.call_soon_threadsafe(self._take, value, delivery, context)
+            self.loop.call_soon_threadsafe(self._take, value, place, context)
         except RuntimeError as error:
-            if delivery is not None:
-                delivery.settle()
+            _settle(place)
             raise RxBusError("the event loop of map_async has been closed") from error
 
     def on_error(self, error: Exception) -> None:
@@ -156,8 +157,8 @@ class _Mapping:
         except RuntimeError:  # the loop has been closed: nothing runs there any more
             self._stopped = True
 
-    def _take(self, value: Any, delivery: Delivery | None, context: Context) -> None:
-        self._items.append((value, delivery, context))
+    def _take(self, value: Any, place: Place, context: Context) -> None:
+        self._items.append((value, place, context))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -168,9 +169,9 @@ class _Mapping:
             self._finish(lambda: None)
             return
         while self._items and len(self._tasks) < self._limit:
-            value, delivery, context = self._items.popleft()
+            value, place, context = self._items.popleft()
             task = self.loop.create_task(self._call(value), context=context)
-            self._tasks.append((task, delivery))
+            self._tasks.append((task, place))
             task.add_done_callback(lambda _: self._go_on())
         if self._end is not None and not self._tasks and not self._items:
             self._finish(self._end)
@@ -178,20 +179,14 @@ class _Mapping:
     async def _call(self, value: Any) -> Any:
         return await self._function(value)
 
-    def _hand_on(self, task: asyncio.Task[Any], delivery: Delivery | None) -> None:
+    def _hand_on(self, task: asyncio.Task[Any], place: Place) -> None:
         error: BaseException | None = None
         try:
-            if delivery is None:
+            with working_for(place):
                 self._emit(task)
-            else:
-                with delivery.resumed():
-                    self._emit(task)
         except BaseException as raised:
             error = raised
-        if delivery is not None:
-            delivery.settle(error)
-        elif error is not None:
-            logger.error("what follows map_async failed", exc_info=error)
+        _settle(place, error)
 
     def _emit(self, task: asyncio.Task[Any]) -> None:
         failure = RxBusError("the coroutine was cancelled") if task.cancelled() else task.exception()
@@ -206,13 +201,19 @@ class _Mapping:
     def _finish(self, tell: Callable[[], None]) -> None:
         self._stopped = True
         self._end = None
-        for task, delivery in self._tasks:
+        for task, place in self._tasks:
             task.cancel()
-            if delivery is not None:
-                delivery.settle()
-        for _, delivery, _ in self._items:
-            if delivery is not None:
-                delivery.settle()
+            _settle(place)
+        for _, place, _ in self._items:
+            _settle(place)
         self._tasks.clear()
         self._items.clear()
         tell()
+
+
+def _settle(place: Place, error: BaseException | None = None) -> None:
+    """Ends what was deferred, where somebody waits for it; a failure that nobody waits for is logged."""
+    if isinstance(place, Delivery):
+        place.settle(error)
+    elif error is not None:
+        logger.error("what follows map_async failed", exc_info=error)

@@ -22,10 +22,10 @@ from typing import Any
 from reactivex.scheduler.currentthreadscheduler import CurrentThreadSchedulerSingleton
 from reactivex.scheduler.trampoline import Trampoline
 
-from rxbus._acknowledgement import FanOut, Receipt, coroutine_delivery, current_fan_out, ledger
+from rxbus._acknowledgement import FanOut, Receipt, coroutine_place, current_fan_out, ledger, standing
 from rxbus._event import Event
-from rxbus._here import Here, local
-from rxbus._lane import Entry, Feed, Lane, deliver, drop, hand, hand_over, visit_later
+from rxbus._here import Here, local, run_later
+from rxbus._lane import Entry, Feed, Lane, deliver, drop, hand, hand_over
 from rxbus._log import Log, Retired
 from rxbus.errors import AcknowledgementTimeout, PublishError
 
@@ -44,7 +44,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         timeout is not None
         or here.feed is not None
         or here.origin is not None
-        or coroutine_delivery.get() is not None
+        or coroutine_place.get() is not None
         or not here.trampoline._idle
     ):
         return publish_to_all(log, payload, timeout=timeout)
@@ -90,6 +90,8 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         elif not given:
             lane.free = True
     lane.visit()
+    if here.later:
+        run_later(here)
     if fan is None:
         if error is not None:
             raise error
@@ -100,9 +102,8 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
 def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw: bool = False) -> Receipt:
     """Publishes, whoever listens and wherever the thread stands; with `raw`, `payload` itself is the event."""
     here = local.here
-    coroutine = coroutine_delivery.get()
-    if here.feed is None and coroutine is not None and not coroutine.ended:
-        with coroutine.resumed():
+    if here.feed is None and coroutine_place.get() is not None:
+        with standing():
             return _publish_to_all(log, here, payload, timeout, raw)
     if not here.trampoline._idle:
         with _own_trampoline(here):
@@ -113,10 +114,12 @@ def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw:
 def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
     deadline = None if timeout is None else monotonic() + timeout
     before = None if here.feed is None else (here.feed, here.event, current_fan_out(here), here.delivery)
+    origin = here.origin
     here.begun = None
     fan: FanOut | None = None
     try:
         fan = log.append(here, payload, raw, _get_running_loop())
+        here.origin = None  # its handlers' publishes are caused by this event
         event = fan.event
         if not fan.feeds:
             return Receipt(event, 0)
@@ -137,14 +140,19 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
     finally:
         if before is None:
             here.feed = here.event = here.fan = None
+            here.origin = origin
+            if here.later:
+                run_later(here)
         else:
             here.feed, here.event, here.fan, here.delivery = before
-        if here.later and here.depth == 0:
-            visit_later(here)
+            here.origin = origin
     if done == len(fan.feeds) and fan.wait is None:
         entry.fan = None
         return Receipt(event, done)
-    return _settle(log, event, fan, done, deadline, timeout)
+    try:
+        return _settle(log, event, fan, done, deadline, timeout)
+    finally:
+        fan.parent = fan.by = None
 
 
 def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool) -> int:
@@ -154,7 +162,7 @@ def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool)
         if here.depth > MAX_DEPTH:
             for feed in fan.rest:
                 feed.lane.inbox.append((feed, fan.id))
-                here.later.append(feed.lane)
+                here.later.append(feed.lane.visit)
             return 0
         if remote and log.hub.engine.limit != 0:
             with ledger:
@@ -176,6 +184,7 @@ def _round(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
     here.delivery = None
     done = 0
     held: Lane | None = None
+    careful = fan.origin is not None  # a delivery may have been refused
     try:
         for feed in fan.rest:
             lane = feed.lane
@@ -190,7 +199,7 @@ def _round(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
             except AttributeError:
                 lane.post((feed, fan.id))
                 continue
-            if feed.cursor.next is not entry:  # earlier mail first, or somebody was here before
+            if feed.cursor.next is not entry or careful:  # earlier mail first, or somebody was here before
                 lane.free = True
                 lane.post((feed, fan.id))
                 continue
@@ -242,9 +251,13 @@ def _settle(log: Log, event: Any, fan: FanOut, done: int, deadline: float | None
         if fan.root is None:
             engine.waiting[fan] = None
         try:
+            if fan.origin is not None and fan.root is None and wait.count > 0:
+                fan.origin.holder.check(fan)
             in_time = wait.fatal is not None or wait.sleep(deadline)
         finally:
             engine.waiting.pop(fan, None)
+            if fan.origin is not None and fan.origin.fan is fan:
+                fan.origin.fan = None
             for job in wait.leave():
                 engine.submit(job)
     return _outcome(log, event, fan, count, in_time, timeout)
@@ -310,12 +323,8 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
     """Publishes and waits without blocking the event loop; see `EventBus.publish_async`."""
     loop = asyncio.get_running_loop()
     here = local.here
-    coroutine = coroutine_delivery.get()
     try:
-        if here.feed is None and coroutine is not None and not coroutine.ended:
-            with coroutine.resumed():
-                fan = log.append(here, payload, False, None)
-        else:
+        with standing():
             fan = log.append(here, payload, False, None)
     except Retired:
         return await publish_async(log.hub.resolve(log.name), payload, timeout)
@@ -360,8 +369,8 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
     finally:
         here.feed, here.event, here.fan, here.delivery = before
         here.depth -= 1
-        if here.later and here.depth == 0:
-            visit_later(here)
+        if here.later:
+            run_later(here)
         _end_round_async(fan, done)
 
 

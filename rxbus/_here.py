@@ -13,7 +13,7 @@ from reactivex.scheduler.trampoline import Trampoline
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery, FanOut, Wait
-    from rxbus._lane import Entry, Feed, Lane
+    from rxbus._lane import Entry, Feed
     from rxbus._log import Log
     from rxbus._workers import Monitor
 
@@ -63,13 +63,20 @@ class Here:
         self.depth = 0  # how many publishes are nested on this thread
         self.outer: list[FanOut] = []  # its own events, in whose rounds it has come upon other publishers' mail
         self.wait: Wait | None = None  # what it waits for, and serves meanwhile
-        self.later: list[Lane] = []  # lanes with mail from publishes nested too deep to visit them
-        self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with
+        self.later: list[Job] = []  # what it must not do inside a handler, put off until it is in none
+        self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
         self.engine: Engine | None = None  # of what has been attached last
         self.thread = threading.get_ident()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self
+
+
+class Holder(Protocol):
+    """A buffer, as publishers see it."""
+
+    def check(self, fan: FanOut) -> None:
+        """Fails the deliveries of a fan-out that wait for the item in the buffer's hand, whose handler waits for them."""
 
 
 class Origin(msgspec.Struct, eq=False):
@@ -80,7 +87,8 @@ class Origin(msgspec.Struct, eq=False):
     id: int
     trail: tuple[str, Any] | None
     chain: int
-    holder: object  # the buffer
+    holder: Holder
+    fan: FanOut | None = None  # what the handler that has it publishes now
 
 
 class _Local(threading.local):
@@ -91,3 +99,15 @@ class _Local(threading.local):
 # Every thread's place, for the monitor; a thread that has ended is overwritten or swept by its ident.
 places: dict[int, Here] = {}
 local = _Local()
+
+
+def run_later(here: Here) -> None:
+    """Does what was put off, unless the thread is inside a handler still."""
+    if here.feed is not None or here.depth > 0:
+        return
+    here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
+    try:
+        while here.later:
+            here.later.pop(0)()
+    finally:
+        here.depth -= 1

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rxbus._acknowledgement import Delivery, FanOut, Wait, ledger, logger
-from rxbus._here import Engine, Here, local
+from rxbus._here import Engine, Here, Holder, local, run_later
 
 if TYPE_CHECKING:
     from rxbus._log import Log
@@ -54,7 +54,7 @@ class Lane:
     User code runs in the turn: that is what the turn is for. Taking it never blocks.
     """
 
-    __slots__ = ("__weakref__", "deliveries", "engine", "free", "inbox", "slow")
+    __slots__ = ("__weakref__", "blocked", "deliveries", "engine", "free", "inbox", "slow")
 
     free: bool
 
@@ -63,6 +63,7 @@ class Lane:
         self.free = True
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
         self.deliveries: set[Delivery] = set()  # those that are counted and have not ended; under the ledger
+        self.blocked: Holder | None = None  # the buffer that the observer waits for room in
         self.slow = 0  # it was slow: how many fast deliveries until that is forgotten
 
     def post(self, mail: Mail) -> None:
@@ -77,7 +78,7 @@ class Lane:
             try:
                 del self.free
             except AttributeError:
-                return
+                break
             more = False
             try:
                 more = self._drain(here)
@@ -88,7 +89,9 @@ class Lane:
                     self.free = True
             if more:
                 self._pass_on()
-                return
+                break
+        if here.later:
+            run_later(here)
 
     def serve(self, feed: Feed, id: int, wait: Wait | None) -> None:
         """Delivers up to an event on behalf of its publisher; a nested one counts this job in `wait`."""
@@ -140,6 +143,8 @@ class Lane:
             if not isinstance(mail, tuple):
                 self.inbox.popleft()
                 mail()
+                if here.kept:
+                    return False
                 continue
             feed, id = mail
             while feed.cursor.id < id:
@@ -225,9 +230,10 @@ class Attachment:
         lane: The observer's lane; several attachments share one where operators join them.
         name: How errors and reports call the observer.
         loop: The event loop that has to run for it to acknowledge, if there is one.
+        home: The log of the topic that it is attached to, or one named like the pattern.
     """
 
-    __slots__ = ("feeds", "lane", "left", "loop", "name", "on_completed", "on_error", "on_next")
+    __slots__ = ("feeds", "home", "lane", "left", "loop", "name", "on_completed", "on_error", "on_next")
 
     def __init__(
         self,
@@ -236,7 +242,8 @@ class Attachment:
         on_error: Callable[[Exception], object],
         on_completed: Callable[[], object],
         name: str,
-        loop: AbstractEventLoop | None = None,
+        loop: AbstractEventLoop | None,
+        home: Log,
     ) -> None:
         self.lane = lane
         self.on_next = on_next
@@ -244,6 +251,7 @@ class Attachment:
         self.on_completed = on_completed
         self.name = name
         self.loop = loop
+        self.home = home
         self.feeds: dict[Log, Feed] = {}
         self.left = False
 
@@ -283,14 +291,32 @@ class Attachment:
         self.tell(error)
 
     def tell(self, error: Exception | None) -> None:
-        """Calls `on_completed` or `on_error`; what they raise has no publisher to go to, so it is logged."""
+        """In its turn: calls `on_completed` or `on_error`.
+
+        A delivery like any other, but of no event, and with no publisher that waits: failures are logged.
+        """
+        here = local.here
+        fan = FanOut(self.home, None, 0, ())
+        with ledger:
+            fan.waiting().gone = True
+        before = here.feed, here.event, here.fan, here.delivery, here.origin
+        here.feed, here.event, here.fan, here.delivery, here.origin = Feed(self, self.home), None, fan, None, None
+        raised: BaseException | None = None
         try:
             if error is None:
                 self.on_completed()
             else:
                 self.on_error(error)
-        except Exception:
-            logger.exception("an observer failed when its stream ended: %s", self.name)
+        except BaseException as failure:
+            raised = failure
+        delivery = here.delivery
+        here.feed, here.event, here.fan, here.delivery, here.origin = before
+        if raised is not None:
+            logger.error("an observer failed when its stream ended: %s", self.name, exc_info=raised)
+        if delivery is not None:
+            delivery.returned(here)
+        if isinstance(raised, KeyboardInterrupt):
+            raise raised
 
 
 class Handover:
@@ -336,16 +362,6 @@ def hand_over(fan: FanOut) -> int:
     return len(rest)
 
 
-def visit_later(here: Here) -> None:
-    """Visits the lanes that publishes nested too deep have only left mail for."""
-    here.depth += 1  # what they publish is nested in this loop: else chains would recurse through it
-    try:
-        while here.later:
-            here.later.pop().visit()
-    finally:
-        here.depth -= 1
-
-
 def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     """In the lane's turn: hands the next event of a feed to its observer, and counts it for its publisher.
 
@@ -356,8 +372,8 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     fan = entry.fan
     feed.cursor = entry
     on_next = feed.on_next  # after the cursor has moved: see Attachment.leave
-    if on_next is None or fan is None:
-        if fan is not None:
+    if on_next is None or fan is None or feed in fan.refused:
+        if fan is not None and on_next is None:
             drop(feed, entry.id, fan)
         if wait is not None:
             with ledger:
@@ -366,10 +382,10 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     own = here.fan is fan
     delivery = Delivery(fan, feed, wait)
     delivery.enter(awaited=own)
-    before = here.feed, here.event, here.fan, here.delivery
+    before = here.feed, here.event, here.fan, here.delivery, here.origin
     if here.fan is not None and not own:
         here.outer.append(here.fan)
-    here.feed, here.event, here.fan, here.delivery = feed, fan.event, fan, delivery
+    here.feed, here.event, here.fan, here.delivery, here.origin = feed, fan.event, fan, delivery, None
     context = None if own else fan.context
     error: BaseException | None = None
     began = perf_counter()
@@ -386,7 +402,7 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
         delivery.returned(here, interrupt)
         raise
     finally:
-        here.feed, here.event, here.fan, here.delivery = before
+        here.feed, here.event, here.fan, here.delivery, here.origin = before
         if here.fan is not None and not own:
             here.outer.pop()
     lane = feed.lane

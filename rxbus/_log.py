@@ -198,7 +198,7 @@ class Log:
         """
         hub = self.hub
         parent = None if here.feed is None else current_fan_out(here)
-        origin = parent or here.origin
+        origin = here.origin or parent
         if origin is not None and origin.chain >= hub.max_chain:
             raise FeedbackLoop(
                 _loop(self.name, origin), hub.max_chain, "a buffer" if here.feed is None else here.feed.name
@@ -222,8 +222,11 @@ class Log:
             if origin is not None:
                 fan.chain = origin.chain + 1
                 fan.trail = (origin.log.name, origin.trail)
-                fan.origin = here.origin if parent is None else parent.origin
+                fan.origin = here.origin or (None if parent is None else parent.origin)
+                if here.origin is not None:
+                    here.origin.fan = fan
                 fan.parent = parent
+                fan.by = here.feed
                 fan.root = None if parent is None else parent.top
             if feeds:
                 tail = self.tail
@@ -247,8 +250,8 @@ class _Once:
             raise StopIteration from None
 
 
-def _cause(origin: FanOut | Origin) -> int:
-    return origin.event.id if isinstance(origin.event, Event) else origin.id
+def _cause(origin: FanOut | Origin) -> int | None:
+    return origin.event.id if isinstance(origin.event, Event) else origin.id or None
 
 
 def _check_loops(topic: str, feeds: tuple[Feed, ...], loop: AbstractEventLoop | None, parent: FanOut | None) -> None:

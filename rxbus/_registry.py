@@ -148,12 +148,13 @@ class Registry:
         Raises:
             BusClosed: The bus has been closed.
         """
-        attachment = _Attachment(self, source, lane, on_next, on_error, on_completed, name, loop)
         topic = source._topic
         local.here.engine = self._hub.engine
         with self.lock:
             if self._hub.closing:
                 raise BusClosed("the bus is closed")
+            home = Log(topic, self._hub) if is_pattern(topic) else self._log(topic)
+            attachment = _Attachment(self, source, lane, on_next, on_error, on_completed, name, loop, home)
             alive = not (isinstance(source, Subscription) and source._unsubscribed)
             error = None
             if alive and is_pattern(topic):
@@ -162,9 +163,8 @@ class Registry:
                     if matches(log.name):
                         log.add_pattern(attachment)
             elif alive:
-                log = self._log(topic)
-                alive = log.add(attachment)
-                error = log.error
+                alive = home.add(attachment)
+                error = home.error
             if alive:
                 self.attachments[attachment] = None
                 if isinstance(source, Subscription):

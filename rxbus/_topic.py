@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reactivex import Observable, abc
+from reactivex.disposable import Disposable
+from reactivex.internal import DisposedException
 from reactivex.internal.basic import default_error, noop
 from reactivex.observer import Observer
 from reactivex.subject import Subject
@@ -36,6 +38,7 @@ class Source(Observable[Event[T]]):
         Observable.__init__(self)
         self._registry = registry
         self._topic = topic
+        self._root: Source[T] = self  # what a view is a view of
 
     def subscribe(
         self,
@@ -70,15 +73,42 @@ class Source(Observable[Event[T]]):
         if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):
             loop = running_loop("an async handler")
             handler = on_loop(loop, cast(Callable[[Any], Coroutine[Any, Any, object]], handler))
-        self._check_open()
+        try:
+            self._root.check_open()
+        except DisposedException as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            return Disposable()
         return self._registry.attach(
-            self, lane, handler, on_error or default_error, on_completed or noop, self._name() or name, loop
+            self._root,
+            lane,
+            handler,
+            on_error or default_error,
+            on_completed or noop,
+            self._root.name_given() or name,
+            loop,
         )
 
-    def _name(self) -> str | None:
+    def name_given(self) -> str | None:
+        """The name that was given to its observers, if any."""
         return None
 
-    def _check_open(self) -> None:
+    if not TYPE_CHECKING:  # reactivex's own overloads stand
+
+        def pipe(self, *operators: Callable[[Any], Any]) -> Any:
+            """Composes operators; see reactivex.
+
+            Each chain begins at a view of its own: operators such as `with_latest_from` and `delay` take the lock of
+            their source while they call what follows, so that chains on one source would hold up each other.
+            """
+            if not operators:
+                return self
+            view = Source(self._registry, self._topic)
+            view._root = self._root
+            return Observable.pipe(view, *operators)
+
+    def check_open(self) -> None:
         """Raises where nobody can attach any more."""
 
     def only_payload(self) -> Observable[T]:
@@ -115,6 +145,8 @@ class Source(Observable[Event[T]]):
                 raise error
         finally:
             attached.dispose()
+            while not held.empty():  # a publisher may be waiting for room
+                held.get_nowait()
             if getting is not None:
                 getting.cancel()
             ended.cancel()
@@ -141,7 +173,7 @@ class Subscription(Source[T]):
     def __repr__(self) -> str:
         return f"<Subscription on {self._topic!r}, observers: {len(self._attachments)}>"
 
-    def _name(self) -> str | None:
+    def name_given(self) -> str | None:
         return self._given_name
 
     def unsubscribe(self) -> None:
@@ -187,8 +219,18 @@ class TopicSubject(Source[T], Subject[Event[T]]):
         state = "disposed" if self.is_disposed else "ended" if self._log.ended else "open"
         return f"<TopicSubject {self._topic!r}, {state}, observers: {len(self._log.feeds)}>"
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         self.check_disposed()
+
+    def on_next(self, value: Event[T]) -> None:
+        """Delivers an event, as it is, and waits as `publish` does.
+
+        Raises:
+            PublishError: Observers failed.
+            DisposedException: The subject has been disposed.
+        """
+        self.check_disposed()  # not under the Subject's lock, which operators on it may hold while they call
+        Observer.on_next(self, value)
 
     def _subscribe_core(
         self, observer: abc.ObserverBase[Event[T]], scheduler: abc.SchedulerBase | None = None

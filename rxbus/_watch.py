@@ -70,8 +70,8 @@ class Watch:
         # What a waiting publisher was offered waits behind the handler that it is stuck in. Not with a limited pool: there
         # it is the one thread that is sure to come to it.
         jobs = here.wait.take_jobs() if here.wait is not None and self._engine.limit is None else []
-        while here.later:
-            jobs.append(here.later.pop().visit)
+        while here.later and self._engine.limit != 0:
+            jobs.append(here.later.pop(0))
         for job in jobs:
             self._engine.submit(job)
         return handed + len(jobs) > 0

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 from rxbus._here import Job
+from rxbus.errors import RxBusError
 
 logger = logging.getLogger("rxbus")
 
 IDLE_SECONDS = 10.0
+
+
+def _start(thread: threading.Thread) -> bool:
+    """Starts a thread; False where the system has none left.
+
+    An interrupt may strike when the thread has been started already: then it counts as started, and is raised.
+    """
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    except BaseException:
+        for _ in range(100):
+            if thread.ident is not None:
+                raise
+            time.sleep(0.001)
+        return False
+    return True
 
 
 class _Worker:
@@ -58,12 +78,10 @@ class Workers:
             elif self.limit is None or len(self._threads) < self.limit:
                 worker = _Worker(job, self._run, f"rxbus-worker-{len(self._threads) + 1}")
                 self._threads[worker] = None
-                try:
-                    worker.thread.start()
-                except BaseException:
+                if not _start(worker.thread):
                     del self._threads[worker]
                     self._jobs.append(job)
-                    raise
+                    raise RxBusError("can't start a worker thread; its job waits for another")
             else:
                 self._jobs.append(job)
 
@@ -117,7 +135,7 @@ class Workers:
                     del self._idle[worker]
 
     def _end(self, worker: _Worker) -> None:
-        del self._threads[worker]
+        self._threads.pop(worker, None)
         self._quiet.notify_all()
 
 
@@ -151,7 +169,9 @@ class Monitor:
             if self._thread is None:
                 self._ending = False
                 self._thread = threading.Thread(target=self._run, name="rxbus-monitor", daemon=True)
-                self._thread.start()
+                if not _start(self._thread):
+                    self._thread = None
+                    self.asleep = True
             else:
                 self._bell.release()
 

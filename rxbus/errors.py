@@ -17,7 +17,7 @@ Messages are made from the attributes, so that what is printed is also there to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Receipt
@@ -101,6 +101,9 @@ class PublishError(RxBusError, ExceptionGroup[Exception]):
     def __init__(self, message: str, exceptions: Sequence[Exception], receipt: Receipt) -> None:
         super().__init__(message, exceptions)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PublishError, (self.message, self.exceptions, self.receipt), self.__dict__
+
     def derive(self, excs: Sequence[Exception], /) -> PublishError:  # type: ignore[override]
         """Makes the part of this group that `split` and `except*` ask for; it keeps the receipt."""
         return PublishError(self.message, excs, self.receipt)
@@ -118,13 +121,16 @@ class AcknowledgementTimeout(RxBusError, TimeoutError):
     """
 
     def __init__(self, topic: str, timeout: float, pending: tuple[str, ...]) -> None:
-        super().__init__(topic, timeout, pending)
         self.topic = topic
         self.timeout = timeout
         self.pending = pending
+        super().__init__(str(self))  # one argument: more would be taken for a system error's number and file name
 
     def __str__(self) -> str:
         return f"publish to {self.topic!r}: not acknowledged within {self.timeout:g} s by {', '.join(self.pending)}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AcknowledgementTimeout, (self.topic, self.timeout, self.pending), self.__dict__
 
 
 class FeedbackLoop(RxBusError):

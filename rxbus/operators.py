@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import Delivery, current_delivery
+from rxbus._acknowledgement import Delivery, current_place, working_for
 from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
+from rxbus._here import Origin
 
 __all__ = ["Overflow", "buffered", "map_async", "observe_on", "only_payload"]
 
@@ -70,22 +71,22 @@ class _FarSide:
     def __init__(self, scheduler: abc.SchedulerBase) -> None:
         self._scheduler = scheduler
         self._lock = threading.Lock()  # guards all below; nothing is called under it
-        self._calls: deque[tuple[Callable[[], None], Delivery | None, Context]] = deque()
+        self._calls: deque[tuple[Callable[[], None], Delivery | Origin | None, Context]] = deque()
         self._active = False
         self._stopped = False
 
     def put(self, call: Callable[[], None]) -> None:
-        delivery = current_delivery()
-        if delivery is not None:
-            delivery.defer()
+        place = current_place()
+        if isinstance(place, Delivery):
+            place.defer()
         with self._lock:
             stopped = self._stopped
             if not stopped:
-                self._calls.append((call, delivery, copy_context()))
+                self._calls.append((call, place, copy_context()))
             begin = not stopped and not self._active
             self._active |= begin
-        if stopped and delivery is not None:
-            delivery.settle()
+        if stopped and isinstance(place, Delivery):
+            place.settle()
         if begin:
             try:
                 self._scheduler.schedule(self._run)
@@ -103,30 +104,27 @@ class _FarSide:
         with self._lock:
             calls, self._calls = self._calls, deque()
             self._active = False
-        for _, delivery, _ in calls:
-            if delivery is not None:
-                delivery.settle()
+        for _, place, _ in calls:
+            if isinstance(place, Delivery):
+                place.settle()
 
     def _run(self, scheduler: abc.SchedulerBase, state: Any = None) -> None:
         with self._lock:
             if not self._calls:
                 self._active = False
                 return
-            call, delivery, context = self._calls.popleft()
+            call, place, context = self._calls.popleft()
         error: BaseException | None = None
         try:
-            if delivery is None:
+            with working_for(place):
                 context.run(call)
-            else:
-                with delivery.resumed():
-                    context.run(call)
         except BaseException as raised:
             error = raised
         with self._lock:
             self._active = again = bool(self._calls)
-        if delivery is not None:
-            delivery.settle(error)
+        if isinstance(place, Delivery):
+            place.settle(error)
         if again:
             self._scheduler.schedule(self._run)
-        if delivery is None and error is not None:
+        if error is not None and not isinstance(place, Delivery):
             raise error

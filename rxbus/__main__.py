@@ -1,0 +1,3 @@
+from rxbus.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""Fixtures for all tests: a bus that is closed, threads with a result, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from rxbus import EventBus, _buffered
+
+PATIENCE = 10.0  # seconds that anything in a test may take
+
+settings.register_profile("rxbus", deadline=None)
+settings.load_profile("rxbus")
+
+
+@pytest.fixture
+def bus() -> Iterator[EventBus]:
+    """A bus, closed after the test."""
+    with EventBus() as bus:
+        yield bus
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., Future[Any]]]:
+    """Calls a function on a thread of its own: `spawn(bus.publish, "a", 1).result(PATIENCE)`; joined after the test."""
+    threads: list[threading.Thread] = []
+
+    def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(*arguments, **named))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threads.append(threading.Thread(target=run, name=f"spawned-{len(threads)}", daemon=True))
+        threads[-1].start()
+        return future
+
+    yield call
+    _join(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_left() -> Iterator[None]:
+    """Fails a test that leaves a thread of rxbus behind, except those that end within a moment."""
+    before = set(threading.enumerate())
+    yield
+    _buffered._spare.close()
+    _join([t for t in threading.enumerate() if t.name.startswith("rxbus-") and t not in before])
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    deadline = monotonic() + PATIENCE / 2
+    for thread in threads:
+        thread.join(max(0.0, deadline - monotonic()))
+    assert [thread.name for thread in threads if thread.is_alive()] == []

@@ -1,0 +1,380 @@
+"""Worker threads and the monitor."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from rxbus import RxBusError, _workers
+from rxbus._workers import Monitor, Workers
+
+PATIENCE = 10.0
+
+
+class Job:
+    """A job that stays until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def __call__(self) -> None:
+        self.thread = threading.current_thread()
+        self.begun.set()
+        assert self.go.wait(PATIENCE)
+
+
+def finish(*jobs: Job) -> None:
+    for job in jobs:
+        job.go.set()
+
+
+def run(workers: Workers, job: Callable[[], object] = lambda: None) -> threading.Thread:
+    """Runs a job, waits until all is quiet, and says on which thread it ran."""
+    ran: list[threading.Thread] = []
+    workers.submit(lambda: (job(), ran.append(threading.current_thread())))
+    workers.join()
+    return ran[0]
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    workers = Workers(None)
+    yield workers
+    workers.close()
+
+
+# -- Workers
+
+
+def test_no_thread_before_there_is_a_job(workers: Workers) -> None:
+    assert workers.count == 0
+    workers.join()
+    workers.close()
+    assert workers.count == 0
+
+
+def test_a_job_runs_on_a_daemon_thread_of_its_own(workers: Workers) -> None:
+    thread = run(workers)
+    assert thread is not threading.current_thread()
+    assert thread.daemon
+    assert thread.name.startswith("rxbus-worker-")
+
+
+def test_jobs_run_at_once_without_a_limit(workers: Workers) -> None:
+    barrier = threading.Barrier(9)
+    for _ in range(8):
+        workers.submit(lambda: barrier.wait(PATIENCE))
+    barrier.wait(PATIENCE)  # all eight are there
+    assert workers.count == 8
+
+
+def test_an_idle_worker_is_used_again(workers: Workers) -> None:
+    assert len({run(workers) for _ in range(20)}) == 1
+    assert workers.count == 1
+
+
+def test_the_worker_that_was_idle_for_the_shortest_time_is_used_again(workers: Workers) -> None:
+    first, second = Job(), Job()
+    for job in (first, second):
+        workers.submit(job)
+        assert job.begun.wait(PATIENCE)
+    finish(second)
+    with workers._quiet:
+        assert workers._quiet.wait_for(lambda: len(workers._idle) == 1, PATIENCE)
+    finish(first)
+    workers.join()
+    assert run(workers) is first.thread
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_the_limit_holds_and_what_waits_runs_in_order(limit: int) -> None:
+    workers = Workers(limit)
+    blockers = [Job() for _ in range(limit)]
+    order: list[int] = []
+    for job in blockers:
+        workers.submit(job)
+        assert job.begun.wait(PATIENCE)
+    for n in range(10):
+        workers.submit(lambda n=n: order.append(n))
+    assert (workers.count, order) == (limit, [])
+    finish(blockers[0])  # one is enough to do it all
+    done = threading.Event()
+    workers.submit(done.set)
+    assert done.wait(PATIENCE)
+    assert (workers.count, order) == (limit, list(range(10)))
+    finish(*blockers)
+    workers.close()
+
+
+def test_join_waits_for_what_runs_and_for_what_waits(spawn: Callable[..., Future[Any]]) -> None:
+    workers = Workers(1)
+    job, last = Job(), Job()
+    workers.submit(job)
+    workers.submit(last)
+    joined = spawn(workers.join)
+    assert job.begun.wait(PATIENCE)
+    finish(job)
+    assert last.begun.wait(PATIENCE)
+    assert not joined.done()
+    finish(last)
+    joined.result(PATIENCE)
+    workers.close()
+
+
+def test_close_ends_all_threads_when_they_have_done_what_there_is(spawn: Callable[..., Future[Any]]) -> None:
+    workers = Workers(2)
+    jobs = [Job() for _ in range(5)]
+    for job in jobs:
+        workers.submit(job)
+    assert all(job.begun.wait(PATIENCE) for job in jobs[:2])
+    closed = spawn(workers.close)
+    finish(*jobs[:-1])
+    assert jobs[-1].begun.wait(PATIENCE)
+    assert not closed.done()
+    finish(*jobs)
+    closed.result(PATIENCE)
+    assert workers.count == 0
+    assert not any(job.thread is None or job.thread.is_alive() for job in jobs)
+
+
+def test_close_ends_idle_workers(workers: Workers) -> None:
+    thread = run(workers)
+    workers.close()
+    assert not thread.is_alive()
+    assert workers.count == 0
+
+
+def test_workers_come_again_after_close(workers: Workers) -> None:
+    before = run(workers)
+    workers.close()
+    after = run(workers)
+    assert after is not before
+    assert workers.count == 1
+    assert run(workers) is after  # idle workers are kept again
+
+
+def test_a_worker_that_is_idle_for_long_ends_by_itself(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
+    thread = run(workers)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert workers.count == 0
+    assert run(workers) is not thread
+
+
+def test_no_job_is_lost_when_idle_workers_give_up(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.0)  # they give up the moment they are idle
+    done = threading.Semaphore(0)
+    for _ in range(500):
+        workers.submit(done.release)
+    assert all(done.acquire(timeout=PATIENCE) for _ in range(500))
+    assert not done.acquire(blocking=False)
+
+
+def test_a_job_given_to_a_worker_that_just_gave_up_waiting_is_done(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment between the end of a worker's patience and its looking at whether it was given a job."""
+    run(workers)
+    (worker,) = workers._idle
+    gave_up, go = threading.Event(), threading.Event()
+    acquire = worker.bell.acquire
+    timed_out: list[bool] = []
+
+    def acquire_late(*arguments: Any, **named: Any) -> bool:
+        if timed_out or not named:
+            return acquire(*arguments, **named)
+        timed_out.append(True)
+        gave_up.set()
+        assert go.wait(PATIENCE)
+        return False
+
+    job = Job()
+    finish(job)
+    monkeypatch.setattr(worker.bell, "acquire", acquire_late)
+    run(workers)  # when it is idle again, it waits in our way
+    assert gave_up.wait(PATIENCE)
+    workers.submit(job)
+    go.set()
+    assert job.begun.wait(PATIENCE)
+    assert job.thread is worker.thread
+
+
+@pytest.mark.parametrize("error", [ValueError("oops"), SystemExit("oops")], ids=repr)
+def test_a_job_that_fails_is_logged_and_its_worker_lives(
+    workers: Workers, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise error
+
+    workers.submit(fail)
+    workers.join()
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("rxbus", logging.ERROR)
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    run(workers)
+    assert workers.count == 1
+
+
+def test_a_thread_that_cannot_be_started_leaves_the_job_to_others(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, job = Job(), Job()
+    workers.submit(busy)
+    assert busy.begun.wait(PATIENCE)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RxBusError, match="can.t start"):
+            workers.submit(job)
+    assert workers.count == 1
+    finish(busy, job)
+    workers.join()
+    assert job.thread is busy.thread
+
+
+# -- Monitor
+
+
+class Look:
+    """What a monitor looks at: gives the answers one after the other, then None for ever."""
+
+    def __init__(self, *answers: bool | None) -> None:
+        self.answers = list(answers)
+        self.looks = 0
+        self.monitor = Monitor(0.0005, self)
+        self.told = threading.Event()  # all answers have been given
+        self.sleeping = threading.Event()  # it has looked while asleep
+
+    def __call__(self) -> bool | None:
+        self.looks += 1
+        if self.monitor.asleep:
+            self.sleeping.set()
+        if self.answers:
+            return self.answers.pop(0)
+        self.told.set()
+        return None
+
+    @property
+    def thread(self) -> threading.Thread:
+        assert self.monitor._thread is not None
+        return self.monitor._thread
+
+
+def test_a_monitor_has_no_thread_before_it_is_woken() -> None:
+    look = Look()
+    assert look.monitor.asleep
+    assert look.monitor._thread is None
+    look.monitor.close()
+    assert look.looks == 0
+
+
+def test_a_monitor_looks_as_long_as_there_is_something() -> None:
+    look = Look(*[True] * 50, *[False] * 3, True, None, True)
+    look.monitor.wake()
+    assert not look.monitor.asleep
+    assert look.told.wait(PATIENCE)
+    assert look.looks >= 56
+    look.monitor.close()
+
+
+def test_a_monitor_falls_asleep_when_there_is_nothing_and_can_be_woken() -> None:
+    look = Look(True)
+    look.monitor.wake()
+    thread = look.thread
+    assert look.sleeping.wait(PATIENCE)
+    assert Monitor.LINGER < look.looks <= Monitor.LINGER + 5
+    for _ in range(3):
+        look.sleeping.clear()
+        look.told.clear()
+        look.answers = [True, False]
+        look.monitor.wake()
+        look.monitor.wake()  # a second ring does no harm
+        assert look.told.wait(PATIENCE)
+        assert look.sleeping.wait(PATIENCE)
+    assert look.thread is thread
+    look.monitor.close()
+    assert not thread.is_alive()
+
+
+def test_what_came_while_the_monitor_fell_asleep_is_seen() -> None:
+    look = Look(*[None] * (Monitor.LINGER + 1), True, True)
+    look.monitor.wake()
+    assert look.told.wait(PATIENCE)  # the first True is what it sees when it is already asleep, nobody having rung
+    assert look.sleeping.wait(PATIENCE)
+    look.monitor.close()
+
+
+def test_a_monitor_that_sleeps_for_long_ends_and_can_be_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.001)
+    look = Look()
+    look.monitor.wake()
+    thread = look.thread
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert look.monitor.asleep
+    look.told.clear()
+    monkeypatch.undo()
+    look.monitor.wake()
+    assert look.told.wait(PATIENCE)
+    assert look.thread is not thread
+    look.monitor.close()
+
+
+def test_close_ends_the_monitor_and_wake_starts_another() -> None:
+    look = Look(*[True] * 10_000)
+    look.monitor.wake()
+    thread = look.thread
+    look.monitor.close()
+    assert not thread.is_alive()
+    assert look.monitor.asleep
+    look.answers.clear()
+    look.monitor.wake()
+    assert look.told.wait(PATIENCE)
+    look.monitor.close()
+    look.monitor.close()
+
+
+def test_close_by_the_monitor_itself_does_not_wait_for_itself() -> None:
+    threads: list[threading.Thread] = []
+
+    def look() -> bool:
+        threads.append(threading.current_thread())
+        begun.set()
+        assert go.wait(PATIENCE)
+        monitor.close()
+        return True
+
+    begun, go = threading.Event(), threading.Event()
+    monitor = Monitor(0.001, look)
+    monitor.wake()
+    assert begun.wait(PATIENCE)
+    go.set()
+    threads[0].join(PATIENCE)
+    assert not threads[0].is_alive()
+    assert len(threads) == 1
+
+
+def test_wakes_from_many_threads_start_one_monitor(spawn: Callable[..., Future[Any]]) -> None:
+    look = Look(*[True] * 10)
+    barrier = threading.Barrier(8)
+
+    def wake() -> threading.Thread | None:
+        barrier.wait(PATIENCE)
+        look.monitor.wake()
+        return look.monitor._thread
+
+    threads = [spawn(wake) for _ in range(8)]
+    assert len({thread.result(PATIENCE) for thread in threads}) == 1
+    look.monitor.close()
