@@ -39,6 +39,7 @@ class Here:
         "begun",
         "delivery",
         "depth",
+        "ending",
         "engine",
         "event",
         "fan",
@@ -60,6 +61,7 @@ class Here:
         self.delivery: Delivery | None = None  # the delivery, once a plain call is not enough
         self.begun: Entry | None = None  # the entry that this thread has linked last
         self.kept = False  # the delivery that has just returned goes on holding its lane's turn
+        self.ending = False  # it is telling an observer that its stream has ended
         self.depth = 0  # how many publishes are nested on this thread
         self.outer: list[FanOut] = []  # its own events, in whose rounds it has come upon other publishers' mail
         self.wait: Wait | None = None  # what it waits for, and serves meanwhile

@@ -302,6 +302,7 @@ class Attachment:
         before = here.feed, here.event, here.fan, here.delivery, here.origin
         here.feed, here.event, here.fan, here.delivery, here.origin = Feed(self, self.home), None, fan, None, None
         raised: BaseException | None = None
+        here.ending = True
         try:
             if error is None:
                 self.on_completed()
@@ -311,6 +312,7 @@ class Attachment:
             raised = failure
         delivery = here.delivery
         here.feed, here.event, here.fan, here.delivery, here.origin = before
+        here.ending = False
         if raised is not None:
             logger.error("an observer failed when its stream ended: %s", self.name, exc_info=raised)
         if delivery is not None:

@@ -6,15 +6,17 @@ import os.path
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from types import FrameType
+from types import CellType, FrameType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import reactivex
 from reactivex import Observable, abc
+from reactivex.abc import SubjectBase
 from reactivex.disposable import Disposable
-from reactivex.observer import AutoDetachObserver
+from reactivex.observer import AutoDetachObserver, ScheduledObserver
 
+from rxbus import _coroutines, operators
 from rxbus._delivery import DELIVERING
 from rxbus._event import check_name, check_pattern, is_pattern, matcher
 from rxbus._here import local
@@ -58,7 +60,7 @@ class Registry:
         self.subjects: dict[str, TopicSubject[Any]] = {}
         self.attachments: dict[_Attachment, None] = {}
         self._patterns: dict[_Attachment, Callable[[str], bool]] = {}
-        self._lanes: WeakKeyDictionary[AutoDetachObserver[Any], Lane] = WeakKeyDictionary()
+        self._lanes: WeakKeyDictionary[AutoDetachObserver[Any], tuple[str, Lane]] = WeakKeyDictionary()
         self._sweep_at = self.SWEEP
         self._seen: dict[str, int] = {}  # publishes per unasked-for topic, at the last sweep
         self.published = 0  # by logs that have been swept out
@@ -192,25 +194,93 @@ class Registry:
     def whose(self, frame: FrameType, handler: object) -> tuple[str, Lane]:
         """Finds the observer for whom a subscription is being subscribed to: how to call it, and its lane.
 
-        The outermost `Observable.subscribe` on the stack is what the user called. All that it attaches, at once or from
-        the trampoline, is one observer and shares a lane; it is known by its AutoDetachObserver, held weakly. Frames
-        beyond a delivery belong to somebody else. Attaching is rare, so that a walk up the stack is cheap enough.
+        What one outermost `subscribe` attaches, at once or in steps, is one observer and shares a lane. It is known by
+        the AutoDetachObserver at the end of its chain, held weakly: found by following the chain, and where that is of
+        the user's own making, on the stack. What is attached inside a delivery is an observer of its own.
         """
-        outermost: FrameType | None = None
-        above: FrameType | None = frame.f_back
-        while above is not None and above.f_code not in DELIVERING:
-            if above.f_code is Observable.subscribe.__code__:
-                outermost = above
-            above = above.f_back
-        if outermost is None:
+        end, caller = _end_of_chain(handler), frame
+        if end is None:
+            end, caller = _outermost(frame)
+        if end is None:
             return _describe(handler, frame), new_lane(self._hub.engine)
-        variables = outermost.f_locals
-        observer = variables["auto_detach_observer"]
+        name = _describe(end._on_next, caller)
+        if local.here.feed is not None and not local.here.ending:
+            return name, new_lane(self._hub.engine)
         with self.lock:
-            lane = self._lanes.get(observer)
-            if lane is None:
-                lane = self._lanes[observer] = new_lane(self._hub.engine)
-        return _describe(variables["on_next"], outermost), lane
+            known = self._lanes.get(end)
+            if known is None:
+                known = self._lanes[end] = name, new_lane(self._hub.engine)
+            return known
+
+
+def _end_of_chain(handler: object) -> AutoDetachObserver[Any] | None:
+    """Follows a chain of reactivex's and our operators down to its end; None where it is not one, or not clear.
+
+    An operator's `on_next` is a function that holds what follows it in its closure: an observer, or its method.
+    """
+    ends: set[AutoDetachObserver[Any]] = set()
+    known: set[int] = set()
+    ahead = [handler]
+    while ahead:
+        one = ahead.pop()
+        if id(one) in known:
+            continue
+        known.add(id(one))
+        following = _following(one)
+        ahead += following
+        if isinstance(one, AutoDetachObserver) and not following:
+            ends.add(one)
+        elif not following:
+            return None
+    return ends.pop() if len(ends) == 1 else None
+
+
+def _following(one: object) -> list[object]:
+    """What an operator's observer, or a function of its, calls next: observers, their methods, functions of operators."""
+    if isinstance(one, MethodType):
+        return [one.__self__]
+    if isinstance(one, AutoDetachObserver):
+        return [one._on_next] if _is_operators(one._on_next) else []
+    if isinstance(one, ScheduledObserver):
+        return [one.observer]
+    if isinstance(one, FunctionType) and one.__code__.co_filename.startswith(_OPERATORS):
+        return [each for each in map(_contents, one.__closure__ or ()) if _is_operators(each)]
+    return []
+
+
+def _contents(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty yet
+        return None
+
+
+def _is_operators(one: object) -> bool:
+    if isinstance(one, MethodType):
+        return isinstance(one.__self__, AutoDetachObserver | ScheduledObserver | SubjectBase)
+    if isinstance(one, FunctionType):
+        return one.__code__.co_filename.startswith(_OPERATORS)
+    return isinstance(one, AutoDetachObserver | ScheduledObserver)
+
+
+def _outermost(frame: FrameType) -> tuple[AutoDetachObserver[Any] | None, FrameType]:
+    """The observer of the outermost `Observable.subscribe` on the stack, and its frame.
+
+    Not beyond a delivery, nor beyond an observer that is being called: what stands there is somebody else's.
+    """
+    outermost: tuple[AutoDetachObserver[Any] | None, FrameType] = None, frame
+    called: set[int] = set()
+    above: FrameType | None = frame.f_back
+    while above is not None and above.f_code not in DELIVERING:
+        if above.f_code is AutoDetachObserver.on_next.__code__:
+            called.add(id(above.f_locals["self"]))
+        if above.f_code is Observable.subscribe.__code__:
+            observer = above.f_locals["auto_detach_observer"]
+            if id(observer) in called:
+                break
+            outermost = observer, above
+        above = above.f_back
+    return outermost
 
 
 def _describe(handler: object, frame: FrameType) -> str:
@@ -221,4 +291,8 @@ def _describe(handler: object, frame: FrameType) -> str:
     return f"{name.replace('.<locals>', '')} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
 
 
+_OPERATORS = (
+    os.path.dirname(reactivex.merge.__code__.co_filename) + os.sep,
+    *(str(module.__file__) for module in (operators, _coroutines)),
+)
 _OURS = tuple(os.path.dirname(one.__code__.co_filename) + os.sep for one in (_describe, reactivex.merge))
