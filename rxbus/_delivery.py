@@ -61,7 +61,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
     try:
         event = Event(log.name, payload, next(log.hub.ids), time())
         on_next = feed.on_next
-        if feed.cursor is log.tail and on_next is not None and not log.locked():
+        if feed.cursor is log.tail and on_next is not None and getattr(log, "free", False):
             if log.hub.engine.monitor.asleep:
                 log.hub.engine.monitor.wake()
             here.event = event
@@ -139,13 +139,13 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
         raise
     finally:
         if before is None:
-            here.feed = here.event = here.fan = None
+            here.feed = here.event = here.fan = here.begun = None
             here.origin = origin
             if here.later:
                 run_later(here)
         else:
             here.feed, here.event, here.fan, here.delivery = before
-            here.origin = origin
+            here.origin, here.begun = origin, None
     if done == len(fan.feeds) and fan.wait is None:
         entry.fan = None
         return Receipt(event, done)
@@ -329,7 +329,7 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
     except Retired:
         return await publish_async(log.hub.resolve(log.name), payload, timeout)
     event = fan.event
-    entry = here.begun
+    entry, here.begun = here.begun, None
     if not fan.feeds or entry is None:
         return Receipt(event, 0)
     engine = log.hub.engine

@@ -26,6 +26,7 @@ import msgspec
 
 from rxbus._acknowledgement import Delivery, FanOut, Wait, ledger, logger
 from rxbus._here import Engine, Here, Holder, local, run_later
+from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
     from rxbus._log import Log
@@ -177,24 +178,37 @@ class Lane:
         self.engine.submit(self.visit)
 
 
-class LockedLane(Lane):
-    """A lane for builds of Python without a GIL, where taking an attribute off is not atomic."""
+class LockTurn:
+    """The turn `free`, for builds of Python without a GIL, where taking an attribute off is not atomic."""
 
-    __slots__ = ("_lock",)
+    __slots__ = ()
 
-    def __init__(self, engine: Engine) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        super().__init__(engine)
+    lock: threading.Lock
 
     def _take(self) -> None:
-        if not self._lock.acquire(blocking=False):
+        if not self.lock.acquire(blocking=False):
             raise AttributeError("free")
 
     def _give(self, _: bool) -> None:
-        self._lock.release()
+        self.lock.release()
 
-    free = property(fset=_give, fdel=_take)  # pyright: ignore[reportAssignmentType]
+    def _is_free(self) -> bool:
+        if self.lock.locked():
+            raise AttributeError("free")
+        return True
+
+    free = property(_is_free, _give, _take)
+
+
+class LockedLane(LockTurn, Lane):
+    """A lane for builds of Python without a GIL."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self, engine: Engine) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        super().__init__(engine)
 
 
 def new_lane(engine: Engine) -> Lane:
@@ -399,9 +413,9 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
                 context.copy().run(on_next, fan.event)
         except BaseException as raised:
             error = raised
-        delivery.returned(here, error)
+        delivery.returned(here, error and _told(error, own))
     except BaseException as interrupt:  # struck between two lines of our own
-        delivery.returned(here, interrupt)
+        delivery.returned(here, error or _told(interrupt, own))
         raise
     finally:
         here.feed, here.event, here.fan, here.delivery, here.origin = before
@@ -414,6 +428,15 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
         lane.slow -= 1
     if isinstance(error, KeyboardInterrupt):
         raise error
+
+
+def _told(error: BaseException, own: bool) -> BaseException:
+    """What a publisher is told of: Ctrl-C struck the thread that delivered for it, which need not be its own."""
+    if own or not isinstance(error, KeyboardInterrupt):
+        return error
+    told = RxBusError("the handler was interrupted by Ctrl-C, on the thread of another publisher")
+    told.__cause__ = error
+    return told
 
 
 def drop(feed: Feed, id: int, fan: FanOut) -> None:

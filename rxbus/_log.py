@@ -11,15 +11,19 @@ from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
-from functools import partial
-from time import time
-from typing import Any
+from functools import partial, wraps
+from time import sleep, time
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from rxbus._acknowledgement import FanOut, current_fan_out
 from rxbus._event import Event
 from rxbus._here import Engine, Here, Origin
-from rxbus._lane import GIL, Attachment, Entry, Feed
+from rxbus._lane import GIL, Attachment, Entry, Feed, LockTurn
 from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Retired(Exception):
@@ -42,6 +46,26 @@ class Hub:
         self.dropped = 0
 
 
+def _in_order(method: Callable[Concatenate[Log, P], R]) -> Callable[Concatenate[Log, P], R]:
+    """Has a method hold the order lock."""
+
+    @wraps(method)
+    def ordered(self: Log, *args: P.args, **kwargs: P.kwargs) -> R:
+        while True:
+            try:
+                del self.free
+            except AttributeError:
+                sleep(0)
+            else:
+                break
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self.free = True
+
+    return cast(Callable[Concatenate[Log, P], R], ordered)
+
+
 class Log:
     """A topic's events, in their one order, and the observers they go to."""
 
@@ -52,9 +76,8 @@ class Log:
         "ended",
         "error",
         "feeds",
+        "free",
         "hub",
-        "lock",
-        "locked",
         "loops",
         "name",
         "only",
@@ -67,10 +90,11 @@ class Log:
     def __init__(self, name: str, hub: Hub) -> None:
         self.name = name
         self.hub = hub
-        # The order lock. Guards the tail and the set of feeds: whoever draws an id and appends holds it, for a few
-        # statements. No user code runs under it, and no other lock is taken.
-        self.lock = threading.Lock()
-        self.locked = self.lock.locked
+        # The order lock: a turn like a lane's. Guards the tail and the set of feeds; who draws an id and appends holds it,
+        # for a few statements. No user code runs under it, and no other lock is taken. Who finds it taken yields and
+        # tries again: a thread that slept on a lock would wake as its owner, without the GIL, and all the others would
+        # queue up behind it, one switch for each event.
+        self.free = True
         self.tail = Entry(0)
         self.feeds: dict[Feed, None] = {}
         self._snapshot: tuple[Feed, ...] | None = ()  # of the feeds; None: to be made anew
@@ -86,76 +110,81 @@ class Log:
 
     # -- who listens
 
+    @_in_order
     def add(self, attachment: Attachment) -> bool:
         """Feeds an observer from now on; False where the topic has ended."""
-        with self.lock:
-            if self.ended:
-                return False
-            self._add(attachment)
-            return True
+        if self.ended:
+            return False
+        self._add(attachment)
+        return True
 
+    @_in_order
     def add_pattern(self, attachment: Attachment) -> None:
         """Feeds an observer that is attached through a pattern: it outlives the topic's end."""
-        with self.lock:
-            self._add(attachment)
+        self._add(attachment)
 
+    @_in_order
     def remove(self, feed: Feed) -> int:
         """Feeds it no longer; gives the id of the last event that was meant for it."""
-        with self.lock:
-            if feed in self.feeds:
-                self._remove(feed)
-            assert feed.last is not None
-            return feed.last
+        if feed in self.feeds:
+            self._remove(feed)
+        assert feed.last is not None
+        return feed.last
 
     def end(self, error: Exception | None, outlives: Callable[[Attachment], bool]) -> None:
         """Ends the topic's stream: observers get what was published before, then `on_completed` or `on_error`."""
-        with self.lock:
-            if self.ended:
-                return
-            self.ended = True
-            self.error = error
-            ending = [feed for feed in self.feeds if not outlives(feed.attachment)]
-            for feed in ending:
-                self._remove(feed)
-        for feed in ending:
+        for feed in self._end(error, outlives):
             assert feed.last is not None
             feed.lane.inbox.append((feed, feed.last))
             feed.lane.post(partial(feed.attachment.end, error))
 
+    @_in_order
+    def _end(self, error: Exception | None, outlives: Callable[[Attachment], bool]) -> list[Feed]:
+        ending = [] if self.ended else [feed for feed in self.feeds if not outlives(feed.attachment)]
+        if not self.ended:
+            self.ended = True
+            self.error = error
+        for feed in ending:
+            self._remove(feed)
+        return ending
+
+    @_in_order
     def dispose(self, outlives: Callable[[Attachment], bool]) -> list[Attachment]:
         """Ends the topic's stream without a word; gives those who are to leave."""
-        with self.lock:
-            self.ended = True
-            self.error = None
-            return [feed.attachment for feed in self.feeds if not outlives(feed.attachment)]
+        self.ended = True
+        self.error = None
+        return [feed.attachment for feed in self.feeds if not outlives(feed.attachment)]
 
+    @_in_order
     def reserve(self) -> None:
         """Once it returns, every publish has seen `hub.closing`, or has appended its event."""
-        with self.lock:
-            self.only = None
+        self.only = None
 
     def retire(self) -> bool:
         """Ends a log that nothing is going on in; False where something is."""
         feed = self.only
-        if feed is not None:  # a publish to a single observer needs no lock, but its turn
-            try:
-                del feed.lane.free
-            except AttributeError:
-                return False
+        if feed is None:
+            return self._retire(None)
         try:
-            with self.lock:
-                if self.only is not feed or any(one.cursor is not self.tail for one in self.feeds):
-                    return False
-                self.retired = True
-                self.only = None
-                for one in self.feeds:
-                    one.on_next = None
-                    one.attachment.feeds.pop(self, None)
-                return True
+            del feed.lane.free  # a publish to a single observer does without the order lock, but has its turn
+        except AttributeError:
+            return False
+        try:
+            return self._retire(feed)
         finally:
-            if feed is not None:
-                feed.lane.free = True
-                feed.lane.visit()
+            feed.lane.free = True
+            feed.lane.visit()
+
+    @_in_order
+    def _retire(self, only: Feed | None) -> bool:
+        if self.only is not only or any(feed.cursor is not self.tail for feed in self.feeds):
+            return False
+        self.retired = True
+        self.only = None
+        for feed in self.feeds:
+            feed.on_next = None
+            feed.attachment.feeds.pop(self, None)
+        return True
 
     def fanned(self) -> int:
         """How many deliveries all its publishes have had to make, but for those to `only`."""
@@ -203,7 +232,14 @@ class Log:
             raise FeedbackLoop(
                 _loop(self.name, origin), hub.max_chain, "a buffer" if here.feed is None else here.feed.name
             )
-        with self.lock:
+        while True:
+            try:
+                del self.free
+            except AttributeError:
+                sleep(0)
+            else:
+                break
+        try:
             if self.retired:
                 raise Retired
             if hub.closing and (origin is None or hub.closed):
@@ -231,7 +267,25 @@ class Log:
             if feeds:
                 tail = self.tail
                 tail.next = self.tail = here.begun = Entry(id, fan)
+        finally:
+            self.free = True
         return fan
+
+
+class LockedLog(LockTurn, Log):
+    """A log for builds of Python without a GIL."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self, name: str, hub: Hub) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        super().__init__(name, hub)
+
+
+def new_log(name: str, hub: Hub) -> Log:
+    """Makes the log that suits this build of Python."""
+    return Log(name, hub) if GIL else LockedLog(name, hub)
 
 
 class _Once:

@@ -21,7 +21,7 @@ from rxbus._delivery import DELIVERING
 from rxbus._event import check_name, check_pattern, is_pattern, matcher
 from rxbus._here import local
 from rxbus._lane import Attachment, Lane, new_lane
-from rxbus._log import Hub, Log
+from rxbus._log import Hub, Log, new_log
 from rxbus._topic import Source, Subscription, TopicSubject
 from rxbus.errors import BusClosed
 
@@ -84,7 +84,7 @@ class Registry:
         if log is None:
             if len(self.logs) - len(self.subjects) >= self._sweep_at:
                 self._sweep()
-            log = Log(name, self._hub)
+            log = new_log(name, self._hub)
             for attachment, matches in self._patterns.items():
                 if matches(name):
                     log.add_pattern(attachment)
@@ -155,7 +155,7 @@ class Registry:
         with self.lock:
             if self._hub.closing:
                 raise BusClosed("the bus is closed")
-            home = Log(topic, self._hub) if is_pattern(topic) else self._log(topic)
+            home = new_log(topic, self._hub) if is_pattern(topic) else self._log(topic)
             attachment = _Attachment(self, source, lane, on_next, on_error, on_completed, name, loop, home)
             alive = not (isinstance(source, Subscription) and source._unsubscribed)
             error = None

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from rxbus._here import Job
 from rxbus.errors import RxBusError
@@ -16,22 +17,26 @@ logger = logging.getLogger("rxbus")
 IDLE_SECONDS = 10.0
 
 
-def _start(thread: threading.Thread) -> bool:
-    """Starts a thread; False where the system has none left.
+def _start(thread: threading.Thread, undo: Callable[[], object]) -> None:
+    """Starts a thread; where it has not been started, `undo` is called.
 
-    An interrupt may strike when the thread has been started already: then it counts as started, and is raised.
+    An interrupt may strike when the system has started the thread already, so that it takes a look to know.
+
+    Raises:
+        RxBusError: The system has no thread left.
     """
     try:
         thread.start()
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        undo()
+        raise RxBusError(f"{error}: what it was to do waits for another") from error
     except BaseException:
         for _ in range(100):
             if thread.ident is not None:
                 raise
             time.sleep(0.001)
-        return False
-    return True
+        undo()
+        raise
 
 
 class _Worker:
@@ -78,12 +83,13 @@ class Workers:
             elif self.limit is None or len(self._threads) < self.limit:
                 worker = _Worker(job, self._run, f"rxbus-worker-{len(self._threads) + 1}")
                 self._threads[worker] = None
-                if not _start(worker.thread):
-                    del self._threads[worker]
-                    self._jobs.append(job)
-                    raise RxBusError("can't start a worker thread; its job waits for another")
+                _start(worker.thread, partial(self._not_started, worker, job))
             else:
                 self._jobs.append(job)
+
+    def _not_started(self, worker: _Worker, job: Job) -> None:
+        del self._threads[worker]
+        self._jobs.append(job)
 
     def join(self) -> None:
         """Waits until no worker has anything to do."""
@@ -169,11 +175,13 @@ class Monitor:
             if self._thread is None:
                 self._ending = False
                 self._thread = threading.Thread(target=self._run, name="rxbus-monitor", daemon=True)
-                if not _start(self._thread):
-                    self._thread = None
-                    self.asleep = True
+                _start(self._thread, self._not_started)
             else:
                 self._bell.release()
+
+    def _not_started(self) -> None:
+        self._thread = None
+        self.asleep = True
 
     def close(self) -> None:
         """Ends its thread; `wake` starts another."""

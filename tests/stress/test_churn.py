@@ -33,7 +33,7 @@ def test_churn(seed: int, max_workers: int | None) -> None:
 
         def handle(event: Event[int]) -> None:
             stretch.append(event.id)
-            if own.random() < 0.1:
+            if own.random() < 0.1 and event.topic == "t.1":
                 defer()  # counts as given once the observer leaves
             if own.random() < 0.1 and event.cause is None:
                 bus.publish("t.2", event.payload)
@@ -54,7 +54,7 @@ def test_churn(seed: int, max_workers: int | None) -> None:
         while not publishing.is_set():
             attached = bus.subscribe("t.1" if own.random() < 0.7 else "t.*").subscribe(observer(own))
             for _ in range(own.randrange(20)):
-                bus.publish("t.2", 0)
+                bus.publish("u", 0)
             attached.dispose()
 
     def publish() -> None:

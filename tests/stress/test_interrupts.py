@@ -80,7 +80,7 @@ def test_interrupts(max_workers: int | None, observers: int) -> None:
         while struck < STRIKES:
             striker.armed = True
             try:
-                while True:
+                for _ in range(2000):  # then armed again: where it strikes in a destructor, Python swallows it
                     with suppress(PublishError):
                         bus.publish("a", struck)
             except KeyboardInterrupt:
@@ -95,6 +95,8 @@ def test_interrupts(max_workers: int | None, observers: int) -> None:
     closer.join(20)
     assert not closer.is_alive()
     assert bus.statistics().pending == 0
+    everything = set().union(*seen)
     for one in seen:
         assert one == sorted(set(one)), "in order, and none twice"
-        assert one == seen[0], "none is lost for one observer and not for another"
+        # A handler that is struck in its first line has not noted its event: one for a strike, at most.
+        assert len(everything) - len(one) <= STRIKES, "none is lost"
