@@ -15,7 +15,6 @@ from asyncio import _get_running_loop
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from functools import partial
 from time import monotonic, time
 from typing import Any
 
@@ -341,7 +340,8 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         wait.serves = engine.limit == 0
         wait.wake = lambda: _call_soon(loop, settled.set)
     if timeout is None or engine.limit == 0:
-        engine.submit(partial(copy_context().run, _round_async, log, entry, fan))
+        context = copy_context()
+        engine.submit(lambda: context.run(_round_async, log, entry, fan))
     else:
         hand_over(fan)
         _end_round_async(fan, 0)

@@ -63,7 +63,7 @@ def _in_order(method: Callable[Concatenate[Log, P], R]) -> Callable[Concatenate[
         finally:
             self.free = True
 
-    return cast(Callable[Concatenate[Log, P], R], ordered)
+    return cast("Callable[Concatenate[Log, P], R]", ordered)
 
 
 class Log:
