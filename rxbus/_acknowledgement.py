@@ -227,7 +227,11 @@ class Wait:
                 except Empty:
                     return self.count <= 0
                 if job is not None:
-                    job()
+                    try:
+                        job()
+                    except BaseException:  # interrupted: somebody else has to do it
+                        self.bell.put(job)
+                        raise
         finally:
             here.wait = outer
         return True

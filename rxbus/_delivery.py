@@ -299,16 +299,16 @@ def _abandon(log: Log, here: Here, fan: FanOut, done: int, held: Lane | None, er
         else:
             held.free = True
         here.delivery = None
+    feeds = fan.feeds
     fan.close_round(done)
     with ledger:
         fan.waiting().gone = True
     engine = log.hub.engine
-    for feed in fan.feeds or ():
+    for feed in feeds:
         if feed.cursor.id < fan.id:
             feed.lane.inbox.append((feed, fan.id))
+        if feed.lane.inbox:
             engine.submit(feed.lane.visit)
-    if held is not None:
-        engine.submit(held.visit)
 
 
 def _take_in(log: Log, here: Here, fan: FanOut, feed: Feed, error: BaseException | None) -> None:

@@ -74,7 +74,13 @@ class Lane:
 
     def visit(self) -> None:
         """Drains the mail, unless another thread is inside: that one will look again when it comes out."""
-        here = local.here
+        try:
+            self._visit(local.here)
+        except BaseException:  # interrupted: somebody else has to look again
+            self.engine.submit(self.visit)
+            raise
+
+    def _visit(self, here: Here) -> None:
         while self.inbox:
             try:
                 del self.free
@@ -351,7 +357,12 @@ class Handover:
             self._claim.pop()
         except IndexError:
             return
-        self._feed.lane.serve(self._feed, self._id, self._wait)
+        try:
+            self._feed.lane.serve(self._feed, self._id, self._wait)
+        except BaseException:  # interrupted, perhaps before the lane knew
+            self._feed.lane.inbox.append((self._feed, self._id))
+            self._feed.lane.engine.submit(self._feed.lane.visit)
+            raise
 
 
 def hand(feed: Feed, fan: FanOut) -> None:
@@ -386,6 +397,9 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     entry = feed.cursor.next
     assert entry is not None
     fan = entry.fan
+    event = (
+        None if fan is None else fan.event
+    )  # now: once its observer leaves, nobody waits, and the fan-out lets go of it
     feed.cursor = entry
     on_next = feed.on_next  # after the cursor has moved: see Attachment.leave
     if on_next is None or fan is None or feed in fan.refused:
@@ -401,16 +415,16 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     before = here.feed, here.event, here.fan, here.delivery, here.origin
     if here.fan is not None and not own:
         here.outer.append(here.fan)
-    here.feed, here.event, here.fan, here.delivery, here.origin = feed, fan.event, fan, delivery, None
+    here.feed, here.event, here.fan, here.delivery, here.origin = feed, event, fan, delivery, None
     context = None if own else fan.context
     error: BaseException | None = None
     began = perf_counter()
     try:
         try:
             if context is None:
-                on_next(fan.event)
+                on_next(event)
             else:
-                context.copy().run(on_next, fan.event)
+                context.copy().run(on_next, event)
         except BaseException as raised:
             error = raised
         delivery.returned(here, error and _told(error, own))

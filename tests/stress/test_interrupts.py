@@ -47,6 +47,7 @@ class Striker:
         signal.signal(signal.SIGINT, self._before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck in a destructor
 @pytest.mark.parametrize("max_workers", [None, 0, 1])
 @pytest.mark.parametrize("observers", [1, 4])
 def test_interrupts(max_workers: int | None, observers: int) -> None:
