@@ -17,8 +17,9 @@ from __future__ import annotations
 import logging
 import threading
 from asyncio import AbstractEventLoop, _get_running_loop
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -79,6 +80,7 @@ class FanOut(msgspec.Struct, eq=False):
     trail: tuple[str, Any] | None = None  # the topics of its causes, the nearest first, as a linked list
     chain: int = 0  # how many causes it has
     origin: Origin | None = None  # the item in a buffer's hand that led to it
+    done: int = 0  # how many deliveries ended in the publisher's round
     missing: int = -1  # how many deliveries others must end; known when the publisher's round is over
     ended: int = 0  # how many others have ended
     lost: int = 0  # how many ended without an acknowledgement: failed, or the observer left
@@ -159,7 +161,7 @@ class FanOut(msgspec.Struct, eq=False):
 class Wait:
     """What one publisher waits for. Its methods are called under the ledger, except where they say otherwise."""
 
-    __slots__ = ("bell", "count", "failures", "fans", "fatal", "gone", "serves", "wake")
+    __slots__ = ("bell", "count", "failures", "fans", "fatal", "gone", "jobs", "serves", "wake")
 
     def __init__(self) -> None:
         self.count = 0
@@ -168,9 +170,10 @@ class Wait:
         self.fatal: BaseException | None = None  # a handler's BaseException, raised again at the publisher
         self.serves = True  # the publisher may run handlers while it waits; not with a timeout: it could not leave them
         self.gone = False  # the publisher has left: nothing more can be told to it
-        # What wakes the publisher: a job to run, or None to look at the count. A queue, since ringing twice must be
-        # harmless and ringing a publisher that has left must not raise.
-        self.bell: SimpleQueue[Job | None] | None = None
+        self.jobs: deque[Job] = deque()  # what it was offered to do; each stays until it is done
+        # What wakes the publisher. A queue, since ringing twice must be harmless, and ringing a publisher that has left
+        # must not raise.
+        self.bell: SimpleQueue[None] | None = None
         self.wake: Callable[[], object] | None = None  # instead of the bell, where no thread waits
 
     def open(self, fan: FanOut) -> None:
@@ -205,9 +208,9 @@ class Wait:
         """Gives the publisher something to do; False where it will not come to do it."""
         if self.gone or not self.serves:
             return False
-        if self.bell is None:
-            self.bell = SimpleQueue()
-        self.bell.put(job)
+        self.jobs.append(job)
+        if self.bell is not None:
+            self.bell.put(None)
         return True
 
     def sleep(self, deadline: float | None) -> bool:
@@ -221,40 +224,39 @@ class Wait:
         here = local.here
         outer, here.wait = here.wait, self
         try:
-            while self.count > 0:
+            while True:
+                while self.jobs:
+                    self._do(self.jobs[0])
+                if self.count <= 0:
+                    return True
                 try:
-                    job = self.bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
+                    self.bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
                 except Empty:
                     return self.count <= 0
-                if job is not None:
-                    try:
-                        job()
-                    except BaseException:  # interrupted: somebody else has to do it
-                        self.bell.put(job)
-                        raise
         finally:
             here.wait = outer
-        return True
 
-    def leave(self) -> list[Job]:
-        """Ends the waiting, done or not; gives back the jobs that were offered and not taken. Not under the ledger."""
+    def _do(self, job: Job) -> None:
+        job()
+        with suppress(ValueError):  # the monitor may have given it to a worker
+            self.jobs.remove(job)
+
+    def leave(self, submit: Callable[[Job], object]) -> None:
+        """Ends the waiting, done or not, and passes on what it was offered and has not done. Not under the ledger."""
         with ledger:
             self.gone = True
-        return self.take_jobs()
+        self.pass_on(submit)
 
-    def take_jobs(self) -> list[Job]:
-        """Takes back the jobs that were offered. Not under the ledger."""
-        jobs: list[Job] = []
-        while self.bell is not None:
-            try:
-                job = self.bell.get_nowait()
-            except Empty:
-                break
-            if job is not None:
-                jobs.append(job)
-        if self.bell is not None:
-            self.bell.put(None)  # a ring may have been among them
-        return jobs
+    def pass_on(self, submit: Callable[[Job], object]) -> int:
+        """Passes on what was offered; says how much. Not under the ledger."""
+        passed = 0
+        while self.jobs:
+            job = self.jobs[0]
+            submit(job)
+            passed += 1
+            with suppress(ValueError):
+                self.jobs.remove(job)
+        return passed
 
 
 class Delivery:
@@ -277,7 +279,7 @@ class Delivery:
         self.ended = False
 
     def enter(self, awaited: bool = False) -> None:
-        """Puts it on its lane's list. A nested publisher waits for it if `awaited`, unless the lane was busy already."""
+        """Puts it on its lane's list. A nested publisher waits for it if `awaited`, unless the lane was busy before."""
         with ledger:
             deliveries = self.feed.lane.deliveries
             if deliveries and self.wait is not None:
@@ -399,7 +401,7 @@ def working_for(place: Delivery | Origin | None) -> Iterator[None]:
 
 @contextmanager
 def standing() -> Iterator[None]:
-    """Lets this thread work for what its coroutine works for; no change where it is in a handler, or in no coroutine."""
+    """Lets this thread work for what its coroutine works for; no change in a handler, or outside of coroutines."""
     here = local.here
     place = coroutine_place.get()
     if here.feed is not None or here.origin is not None or (isinstance(place, Delivery) and place.ended):
@@ -440,10 +442,14 @@ class Acknowledgement:
 
     def _settle(self, error: BaseException | None) -> None:
         try:
-            self._owed.pop()
-        except IndexError:
-            return
-        self._delivery.settle(error)
+            try:
+                self._owed.pop()
+            except IndexError:
+                return
+            self._delivery.settle(error)
+        except BaseException:  # interrupted: the word can be given again
+            self._owed[:] = [True]
+            raise
 
     def __enter__(self) -> Acknowledgement:
         return self

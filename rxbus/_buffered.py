@@ -29,8 +29,8 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
     """Puts a bounded buffer between publishers and what follows: they wait for a place in it, not for the far side.
 
     What follows is called on a worker, one item after another, in order. The item in its hand is not counted. What a
-    handler there publishes is an outermost publish, whose cause and chain are kept; what fails there has no publisher to
-    go to and is logged. Completion, and closing the bus, hand on what is held before they end the stream.
+    handler there publishes is an outermost publish, whose cause and chain are kept; what fails there has no publisher
+    to go to and is logged. Completion, and closing the bus, hand on what is held before they end the stream.
 
     Args:
         capacity: How many items are held, at least 1.
@@ -62,8 +62,8 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
 
 _spare = Workers(None)  # for buffers behind sources that are no bus's
 
-# Guards every buffer's fields, and Lane.blocked: one for all, since a buffer that is full looks at others to see whether
-# it would wait for itself. The ledger may be taken under it; nothing is called under it.
+# Guards every buffer's fields, and Lane.blocked: one for all, since a buffer that is full looks at others to see
+# whether it would wait for itself. The ledger may be taken under it; nothing is called under it.
 _buffers = threading.Lock()
 
 
@@ -146,7 +146,7 @@ class _Buffer:
             self._submit(self._hand_on_all)
 
     def _make_room(self, here: Here) -> bool:
-        """Sees to it that there is room; False where the item is to be dropped. Under the lock, which waiting lets go of."""
+        """Sees to it that there is room; False: drop the item. Under the lock, which waiting lets go of."""
         if self._overflow == "drop_newest":
             return False
         if self._overflow == "error":
@@ -181,7 +181,7 @@ class _Buffer:
         return True
 
     def _refuse_those_for(self, lanes: set[Lane]) -> None:
-        """The lanes are going to wait for room: fails what handlers that would have to make it publish to those very lanes."""
+        """The lanes will wait for room: fails what the handlers that have to make it publish to those very lanes."""
         for holder in _reached(self):
             if isinstance(holder, _Buffer):
                 for fan, feed in holder._published():

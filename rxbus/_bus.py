@@ -82,7 +82,7 @@ class EventBus:
 
     @property
     def topics(self) -> Mapping[str, TopicSubject[Any]]:
-        """The registry: every topic that was asked for or subscribed to, by name. Read-only; publishing adds nothing."""
+        """Every topic that was asked for or subscribed to, by name. Read-only; publishing adds nothing."""
         return MappingProxyType(self._registry.subjects)
 
     @overload
@@ -93,9 +93,9 @@ class EventBus:
         """Publishes an event and blocks until every observer attached when the call began has acknowledged it.
 
         An outermost publish waits for every event that its event leads to, too. A publish made inside a handler waits
-        for the observers that are free; one that is busy (the handler itself, first of all) gets the event next, and the
-        outermost publish waits for that. Without observers it returns at once. The others go on while one is slow or
-        fails; one that leaves meanwhile is not waited for.
+        for the observers that are free; one that is busy (the handler itself, first of all) gets the event next, and
+        the outermost publish waits for that. Without observers it returns at once. The others go on while one is slow
+        or fails; one that leaves meanwhile is not waited for.
 
         Args:
             topic: A topic or its name.
@@ -319,7 +319,7 @@ class EventBus:
 
 
 def _flush(lanes: set[Lane]) -> None:
-    """Waits until each lane has handled the mail it has now; not for coroutines of the event loop that we would block."""
+    """Waits until each lane has handled the mail it has now; not for coroutines of an event loop that we block."""
     loop = asyncio._get_running_loop()
     left = threading.Semaphore(0)
     waited = 0

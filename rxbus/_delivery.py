@@ -1,8 +1,8 @@
 """Publishing: how an event goes round its observers, and what its publisher waits for.
 
-A publisher appends its event to the topic's log and goes round the lanes: a lane that is free it takes, moves the cursor
-and calls the observer; to a lane that is busy it leaves mail, and goes on. An outermost publish then waits for its
-whole tree; a nested one only for the deliveries that it began itself.
+A publisher appends its event to the topic's log and goes round the lanes: a lane that is free it takes, moves the
+cursor and calls the observer; to a lane that is busy it leaves mail, and goes on. An outermost publish then waits for
+its whole tree; a nested one only for the deliveries that it began itself.
 
 Why nothing deadlocks: what a nested publish waits for began after the handler that waits. Waiting points forward in
 time, and time has no circle.
@@ -78,17 +78,21 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         error = raised
     fan = delivery = None
     try:
-        if called and not given:
-            fan = current_fan_out(here)
-            delivery = here.delivery
-            _take_in(log, here, fan, feed, error)
-    finally:
-        here.feed = here.event = here.fan = here.delivery = None
-        if here.kept:
-            here.kept = False
-        elif not given:
-            lane.free = True
-    lane.visit()
+        try:
+            if called and not given:
+                fan = current_fan_out(here)
+                delivery = here.delivery
+                _take_in(log, here, fan, feed, error)
+        finally:
+            here.feed = here.event = here.fan = here.delivery = None
+            if here.kept:
+                here.kept = False
+            elif not given:
+                lane.free = True
+        lane.visit()
+    except BaseException:  # interrupted: somebody else has to look at the mail
+        log.hub.engine.submit(lane.visit)
+        raise
     if here.later:
         run_later(here)
     if fan is None:
@@ -134,7 +138,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
         if fan is None and here.begun is not None:
             fan = here.begun.fan
         if fan is not None and fan.missing < 0:
-            _abandon(log, here, fan, 0, None, error)
+            _abandon(log, here, fan, fan.done, None, error)
         raise
     finally:
         if before is None:
@@ -236,6 +240,7 @@ def _round(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
     except BaseException as error:
         _abandon(log, here, fan, done, held, error)
         raise
+    fan.done = done
     return done
 
 
@@ -257,8 +262,7 @@ def _settle(log: Log, event: Any, fan: FanOut, done: int, deadline: float | None
             engine.waiting.pop(fan, None)
             if fan.origin is not None and fan.origin.fan is fan:
                 fan.origin.fan = None
-            for job in wait.leave():
-                engine.submit(job)
+            wait.leave(engine.submit)
     return _outcome(log, event, fan, count, in_time, timeout)
 
 
@@ -354,8 +358,7 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         in_time = False
     finally:
         engine.waiting.pop(fan, None)
-        for job in wait.leave():
-            engine.submit(job)
+        wait.leave(engine.submit)
     return _outcome(log, event, fan, count, in_time, timeout)
 
 
@@ -397,10 +400,8 @@ def _own_trampoline(here: Here) -> Iterator[None]:
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
-    try:
+    with suppress(RuntimeError):  # the loop has been closed: nobody waits there any more
         loop.call_soon_threadsafe(callback)
-    except RuntimeError:  # the loop has been closed: nobody waits there any more
-        pass
 
 
 # Where observers are called: what a frame stack shows above one of these is somebody else's subscribe.

@@ -78,7 +78,7 @@ class Holder(Protocol):
     """A buffer, as publishers see it."""
 
     def check(self, fan: FanOut) -> None:
-        """Fails the deliveries of a fan-out that wait for the item in the buffer's hand, whose handler waits for them."""
+        """Fails the deliveries of a fan-out that wait for the very item whose handler waits for them."""
 
 
 class Origin(msgspec.Struct, eq=False):

@@ -21,7 +21,6 @@ from rxbus._here import Engine, Here, Origin
 from rxbus._lane import GIL, Attachment, Entry, Feed, LockTurn
 from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -90,9 +89,9 @@ class Log:
     def __init__(self, name: str, hub: Hub) -> None:
         self.name = name
         self.hub = hub
-        # The order lock: a turn like a lane's. Guards the tail and the set of feeds; who draws an id and appends holds it,
-        # for a few statements. No user code runs under it, and no other lock is taken. Who finds it taken yields and
-        # tries again: a thread that slept on a lock would wake as its owner, without the GIL, and all the others would
+        # The order lock: a turn like a lane's. Guards the tail and the set of feeds; who draws an id and appends holds
+        # it, for a few statements. No user code runs under it, and no other lock is taken. Who finds it taken yields
+        # and tries again: a thread that slept on a lock would wake as its owner, without the GIL, and all others would
         # queue up behind it, one switch for each event.
         self.free = True
         self.tail = Entry(0)

@@ -236,7 +236,7 @@ def _end_of_chain(handler: object) -> AutoDetachObserver[Any] | None:
 
 
 def _following(one: object) -> list[object]:
-    """What an operator's observer, or a function of its, calls next: observers, their methods, functions of operators."""
+    """What an operator's observer, or a function of its, calls next: observers, methods, functions of operators."""
     if isinstance(one, MethodType):
         return [one.__self__]
     if isinstance(one, AutoDetachObserver):
@@ -284,7 +284,7 @@ def _outermost(frame: FrameType) -> tuple[AutoDetachObserver[Any] | None, FrameT
 
 
 def _describe(handler: object, frame: FrameType) -> str:
-    """A handler's qualified name, and where it was attached: the first line on the way up that is neither Rx's nor ours."""
+    """A handler's qualified name, and where it was attached: the first line upwards that is neither Rx's nor ours."""
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     name = getattr(handler, "__qualname__", None) or type(handler).__qualname__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import copy_context
 from datetime import datetime
 from typing import TypeVar
@@ -156,15 +157,14 @@ class _Scheduled:
             scheduler.submit(self._run)
 
     def _run(self) -> None:
-        if not self._take():
-            return
         error: BaseException | None = None
         try:
-            if self._delivery is None:
+            try:
+                self._claim.pop()
+            except IndexError:
+                return
+            with nullcontext() if self._delivery is None else self._delivery.resumed():
                 self._result = self._context.run(self._action)
-            else:
-                with self._delivery.resumed():
-                    self._result = self._context.run(self._action)
         except BaseException as raised:
             error = raised
         if self._delivery is not None:
@@ -177,15 +177,11 @@ class _Scheduled:
     def _dispose(self) -> None:
         if self._timer is not None:
             self._timer.dispose()
-        if self._take():
-            if self._delivery is not None:
-                self._delivery.settle(holds=True)
-        elif self._result is not None:
-            self._result.dispose()
-
-    def _take(self) -> bool:
         try:
             self._claim.pop()
         except IndexError:
-            return False
-        return True
+            if self._result is not None:
+                self._result.dispose()
+        else:
+            if self._delivery is not None:
+                self._delivery.settle(holds=True)

@@ -51,10 +51,10 @@ class Source(Observable[Event[T]]):
         """Attaches an observer: from now on it gets every event, and `publish` waits for it.
 
         Args:
-            on_next: An Rx observer, or a function that takes the event; an `async def` function too, where an event loop
-                is running: it runs there, one event at a time, and publishers wait for it.
+            on_next: An Rx observer, or a function that takes the event; an `async def` function too, where an event
+                loop is running: it runs there, one event at a time, and publishers wait for it.
             on_error: Takes the error that ended the topic's stream.
-            on_completed: Called when the stream ends: the topic or the bus was closed, or the subscription unsubscribed.
+            on_completed: Called when the stream ends: the topic, the bus or the subscription does.
             scheduler: Not used: what is hot emits where it is published.
 
         Returns:
@@ -70,7 +70,7 @@ class Source(Observable[Event[T]]):
             on_next, on_error, on_completed = observer.on_next, observer.on_error, observer.on_completed
         handler = cast(Callable[[Any], object], on_next or noop)
         loop = local.here.loop
-        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):
+        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
             loop = running_loop("an async handler")
             handler = on_loop(loop, cast(Callable[[Any], Coroutine[Any, Any, object]], handler))
         try:

@@ -23,7 +23,7 @@ class Watch:
     Args:
         engine: Whose deliveries are watched.
         handoff_after: Seconds after which a handler is slow: the lanes behind it are handed to workers.
-        stall_after: Seconds after which a publish is stalled: a warning is logged, and again when that time has doubled.
+        stall_after: Seconds after which a publish is stalled: a warning is logged, again when that has doubled.
     """
 
     def __init__(self, engine: Engine, handoff_after: float, stall_after: float) -> None:
@@ -67,14 +67,14 @@ class Watch:
             while one is not None:
                 handed += hand_over(one)
                 one = one.parent
-        # What a waiting publisher was offered waits behind the handler that it is stuck in. Not with a limited pool: there
-        # it is the one thread that is sure to come to it.
-        jobs = here.wait.take_jobs() if here.wait is not None and self._engine.limit is None else []
+        # What a waiting publisher was offered waits behind the handler that it is stuck in. Not with a limited pool:
+        # there it is the one thread that is sure to come to it.
+        if here.wait is not None and self._engine.limit is None:
+            handed += here.wait.pass_on(self._engine.submit)
         while here.later and self._engine.limit != 0:
-            jobs.append(here.later.pop(0))
-        for job in jobs:
-            self._engine.submit(job)
-        return handed + len(jobs) > 0
+            handed += 1
+            self._engine.submit(here.later.pop(0))
+        return handed > 0
 
     def _tell(self, publishes: dict[int, tuple[Any, str]], now: float) -> None:
         """Warns of publishes that take long."""

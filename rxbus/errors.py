@@ -150,7 +150,8 @@ class FeedbackLoop(RxBusError):
 
     def __str__(self) -> str:
         loop = " -> ".join((*self.topics, self.topics[0]))
-        return f"a chain of more than {self.max_chain} events, each published by a handler of the one before: {loop}; by {self.observer}"
+        chain = f"a chain of more than {self.max_chain} events, each published by a handler of the one before"
+        return f"{chain}: {loop}; by {self.observer}"
 
 
 class EventLoopBlocked(RxBusError):

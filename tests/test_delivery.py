@@ -144,7 +144,7 @@ def test_with_a_full_pool_publishers_do_it_themselves() -> None:
         got: list[str] = []
         slow = threading.Event()
         for name in "abcd":
-            bus.subscribe("x").subscribe(lambda event, name=name: (slow.wait(0.002), got.append(name)) and None)
+            bus.subscribe("x").subscribe(lambda event, name=name: (slow.wait(0.002), got.append(name)))
         bus.subscribe("outer").subscribe(lambda event: bus.publish("x") and None)
         for _ in range(3):
             bus.publish("outer")
@@ -465,7 +465,7 @@ def test_detaching_one_that_runs_on_a_worker_frees_its_publisher(bus: EventBus) 
 
 def test_detaching_gives_what_is_deferred(bus: EventBus) -> None:
     inside, freed = threading.Event(), threading.Event()
-    attached = bus.subscribe("a").subscribe(lambda event: (defer(), inside.set()) and None)
+    attached = bus.subscribe("a").subscribe(lambda event: (defer(), inside.set()))
     publisher = threading.Thread(target=lambda: (bus.publish("a"), freed.set()))
     publisher.start()
     assert inside.wait(PATIENCE)
@@ -606,7 +606,8 @@ def test_a_stalled_publish_is_told(caplog: pytest.LogCaptureFixture, observers: 
     text = caplog.records[0].getMessage()
     assert "the stuck one" in text
     assert "'tele.phone'" in text
-    assert "line " in text and "test_delivery.py" in text
+    assert "line " in text
+    assert "test_delivery.py" in text
     waits = [float(record.getMessage().split("waited ")[1].split(" s")[0]) for record in caplog.records[:2]]
     assert waits[1] >= 1.8 * waits[0]
 

@@ -236,7 +236,7 @@ def test_a_thread_that_cannot_be_started_leaves_the_job_to_others(
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RxBusError, match="can.t start"):
+        with pytest.raises(RxBusError, match=r"can.t start"):
             workers.submit(job)
     assert workers.count == 1
     finish(busy, job)

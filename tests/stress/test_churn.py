@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from rxbus import BlockingScheduler, Event, EventBus, defer
-
 from tests.stress.topology import switching
 
 ROUNDS = int(os.environ.get("RXBUS_STRESS", "1"))

@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from rxbus import BlockingScheduler, EventBus
-
 from tests.stress.topology import switching
 
 MILLION = int(os.environ.get("RXBUS_MILLION", "100000"))

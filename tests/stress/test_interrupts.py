@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from rxbus import BlockingScheduler, Event, EventBus, PublishError
-
 from tests.stress.topology import switching
 
 STRIKES = int(os.environ.get("RXBUS_STRESS", "1")) * 150

@@ -1,4 +1,4 @@
-"""Handlers that publish to each other and to themselves, from many threads: nothing is lost, doubled or out of order."""
+"""Handlers that publish to each other and to themselves, from many threads: nothing is lost, doubled, out of order."""
 
 from __future__ import annotations
 

@@ -1,0 +1,100 @@
+"""Typical user code, for the type checkers: it has to pass `mypy --strict` and pyright. Not run by the tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import assert_type
+
+import reactivex as rx
+from reactivex import Observable, Subject
+from reactivex import operators as ops
+from reactivex.abc import DisposableBase
+
+from rxbus import (
+    Acknowledgement,
+    BlockingScheduler,
+    Event,
+    EventBus,
+    PublishError,
+    Receipt,
+    Subscription,
+    Topic,
+    TopicSubject,
+    defer,
+    only_payload,
+)
+from rxbus.operators import buffered, map_async, observe_on
+
+PRICES = Topic("prices.eur", float)
+ANYTHING = Topic("anything")
+
+
+def publishing(bus: EventBus) -> None:
+    assert_type(PRICES, Topic[float])
+    assert_type(ANYTHING, Topic[object])
+    assert_type(bus.publish(PRICES, 1.5), Receipt)
+    bus.publish("prices.eur", 1.5, timeout=2)
+    bus.publish(PRICES, "much")  # type: ignore[misc] # pyright: ignore[reportArgumentType, reportCallIssue]
+    try:
+        bus.publish("nothing")
+    except PublishError as error:
+        assert_type(error.receipt, Receipt)
+        assert_type(error.exceptions[0], Exception | ExceptionGroup[Exception])
+
+
+def composing(bus: EventBus) -> DisposableBase:
+    subscription = bus.subscribe(PRICES)
+    assert_type(subscription, Subscription[float])
+    assert_type(only_payload(subscription), Observable[float])
+    assert_type(subscription.only_payload(), Observable[float])
+    assert_type(subscription.pipe(only_payload), Observable[float])
+    high = subscription.pipe(only_payload).filter(lambda price: price > 100)
+    assert_type(high.map(str), Observable[str])
+    held: Observable[float] = subscription.only_payload().pipe(buffered(10, overflow="drop_oldest"))
+    far = high.pipe(observe_on(bus.scheduler), ops.delay(1.0, scheduler=bus.scheduler))
+    return rx.merge(high, held, far).subscribe(print)
+
+
+def handling(bus: EventBus) -> None:
+    def handler(event: Event[float]) -> None:
+        assert_type(event.payload, float)
+        assert_type(defer(), Acknowledgement)
+        with defer():
+            pass
+
+    bus.subscribe(PRICES, name="handler").subscribe(handler)
+    bus.subscribe(PRICES).subscribe(lambda event: bus.publish("again", event.payload))
+
+    @bus.on("prices.*")
+    def decorated(event: Event[float]) -> int:
+        return round(event.payload)
+
+    assert_type(decorated, Callable[[Event[float]], int]) if False else None
+    subject = bus.topic(PRICES)
+    assert_type(subject, TopicSubject[float])
+    as_subject: Subject[Event[float]] = subject
+    as_subject.subscribe(handler)
+    rx.of(1.0, 2.0).subscribe(bus.publisher(PRICES))
+
+
+async def on_a_loop(bus: EventBus) -> None:
+    async def fetch(price: float) -> str:
+        await asyncio.sleep(0)
+        return str(price)
+
+    @bus.on(PRICES)
+    async def handler(event: Event[float]) -> None:
+        await bus.publish_async("again", event.payload)
+
+    assert_type(bus.subscribe(PRICES).only_payload().pipe(map_async(fetch, max_concurrency=2)), Observable[str])
+    assert_type(await bus.publish_async(PRICES, 1.0), Receipt)
+    async for event in bus.subscribe(PRICES):
+        assert_type(event, Event[float])
+
+
+if __name__ == "__main__":
+    with EventBus(BlockingScheduler(max_workers=2), max_chain=10) as bus:
+        publishing(bus)
+        composing(bus)
+        handling(bus)
