@@ -9,12 +9,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from itertools import islice
 from time import monotonic
 from typing import Any
 
 from rxbus._acknowledgement import FanOut, ledger, logger
 from rxbus._here import Engine, Here, places
 from rxbus._lane import SLOW, hand_over
+
+
+MOST = 10  # how many observers a warning names
 
 
 class Watch:
@@ -85,9 +89,7 @@ class Watch:
             if now >= due:
                 waited = now - since
                 due = now + waited
-                logger.warning(
-                    "publish to %r has waited %.1f s for %s", topic, waited, "; ".join(_whom(publish)) or "its turn"
-                )
+                logger.warning("publish to %r has waited %.1f s for %s", topic, waited, _listed(_whom(publish)))
             stalled[key] = (publish, since, due)
         self._stalled = stalled
 
@@ -118,6 +120,13 @@ def _whom(publish: Any) -> Iterator[str]:
         for feed, _ in late:
             what = "whose acknowledgement is deferred" if feed in open_ else "which is queued"
             yield f"{feed.name}, on topic {feed.log.name!r}, {what}"
+
+
+def _listed(names: Iterator[str]) -> str:
+    """Joins a few of them, each once: a long backlog names the same observer again and again."""
+    each = dict.fromkeys(names)
+    more = len(each) - MOST
+    return "; ".join((*islice(each, MOST), *([f"and {more} more"] if more > 0 else ()))) or "its turn"
 
 
 def _ours(filename: str) -> bool:
