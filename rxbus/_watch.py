@@ -17,7 +17,6 @@ from rxbus._acknowledgement import FanOut, ledger, logger
 from rxbus._here import Engine, Here, places
 from rxbus._lane import SLOW, hand_over
 
-
 MOST = 10  # how many observers a warning names
 
 
