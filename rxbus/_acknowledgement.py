@@ -266,7 +266,7 @@ class Delivery:
     when its observer leaves. All fields are under the ledger.
     """
 
-    __slots__ = ("ended", "failed", "fan", "feed", "holds", "inside", "open", "wait")
+    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "open", "wait")
 
     def __init__(self, fan: FanOut, feed: Feed, wait: Wait | None = None) -> None:
         self.fan = fan
@@ -275,7 +275,7 @@ class Delivery:
         self.inside = True  # the handler has not returned
         self.open = 1  # what must still be settled: the handler itself, deferrals, holds
         self.holds = 0  # what keeps the lane's turn after the handler's return: scheduled actions, a coroutine
-        self.failed = False
+        self.failure: BaseException | None = None
         self.ended = False
 
     def enter(self, awaited: bool = False) -> None:
@@ -300,29 +300,31 @@ class Delivery:
         """The handler has returned, or raised; once. Sets `here.kept` where the turn is not to be given back yet."""
         if not self.inside:
             return
-        if error is not None:
-            self.fan.fail(error, self.feed, self.wait)
+        self._fail(error)
         with ledger:
-            self.inside = False
             here.kept = self.holds > 0
             if error is not None:
-                self.failed = True
                 self.open = self.holds + 1
             if self.feed.on_next is None:  # the observer has left meanwhile
                 self.open = 1
             self._settle()
+            self.inside = False  # last: an interrupted call is made again
 
     def settle(self, error: BaseException | None = None, holds: bool = False) -> None:
         """One of those that kept it open is done; the last hold gives the turn back."""
-        if error is not None:
-            self.fan.fail(error, self.feed, self.wait)
+        self._fail(error)
         with ledger:
-            self.failed |= error is not None
             self._settle()
             self.holds -= holds
             give_back = holds and self.holds == 0 and not self.inside
         if give_back:
             self.feed.lane.give_back()
+
+    def _fail(self, error: BaseException | None) -> None:
+        """Tells of a failure, once: what `with defer()` lets through is not told again when the handler raises it."""
+        if error is not None and error is not self.failure:
+            self.failure = error
+            self.fan.fail(error, self.feed, self.wait)
 
     def leave(self) -> None:
         """Its observer has left: nobody waits any more, and what is open counts as given. Under the ledger."""
@@ -331,10 +333,10 @@ class Delivery:
 
     def _settle(self) -> None:
         self.open -= 1
-        if self.open == 0 and not self.ended:
-            self.ended = True
+        if self.open <= 0 and not self.ended:
             self.feed.lane.deliveries.discard(self)
-            self.fan.end(self.failed)
+            self.ended = True
+            self.fan.end(self.failure is not None)
             if self.wait is not None:
                 self.wait.down()
 

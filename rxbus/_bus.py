@@ -115,7 +115,7 @@ class EventBus:
             EventLoopBlocked: The call would block the event loop that has to run one of the handlers.
         """
         log = self._logs.get(topic if isinstance(topic, str) else name_of(topic))
-        if timeout is not None and not timeout >= 0:
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
         if log is None:
             log = self._registry.log(name_of(topic))
@@ -147,7 +147,7 @@ class EventBus:
         Raises:
             RxBusError: As `publish` does, but never `EventLoopBlocked`.
         """
-        if timeout is not None and not timeout >= 0:
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
         return await publish_async(self._registry.log(name_of(topic)), payload, timeout)
 

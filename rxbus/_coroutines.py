@@ -72,7 +72,7 @@ def map_async(
         InvalidArgument: `max_concurrency` is less than 1.
         RxBusError: On subscribing: no event loop is running.
     """
-    if max_concurrency < 1:
+    if not isinstance(max_concurrency, int) or max_concurrency < 1:
         raise InvalidArgument(f"max_concurrency is at least 1, not {max_concurrency!r}")
 
     def operator(source: Observable[_T]) -> Observable[_R]:

@@ -297,7 +297,8 @@ def _abandon(log: Log, here: Here, fan: FanOut, done: int, held: Lane | None, er
             here.delivery.returned(here, error)
         else:
             done += 1
-            fan.lost += 1
+            if here.feed is not None:
+                fan.fail_here(error, here.feed)
         if here.kept:
             here.kept = False
         else:

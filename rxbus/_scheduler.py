@@ -48,7 +48,7 @@ class BlockingScheduler(PeriodicScheduler):
     def __init__(self, max_workers: int | None = None, handoff_after: float = 0.001, stall_after: float = 5.0) -> None:
         if max_workers is not None and (not isinstance(max_workers, int) or max_workers < 0):
             raise InvalidArgument(f"max_workers is None or a number from 0 on, not {max_workers!r}")
-        if not handoff_after > 0 or not stall_after > 0:
+        if not all(isinstance(seconds, int | float) and seconds > 0 for seconds in (handoff_after, stall_after)):
             raise InvalidArgument("handoff_after and stall_after are seconds, more than 0")
         self.limit = max_workers
         self.handoff_after = handoff_after

@@ -136,3 +136,14 @@ def test_a_nested_publish_waits_for_the_deferral_of_a_free_observer(bus: EventBu
     given[0].ack()
     publisher.join()
     assert acknowledged == [0]
+
+
+def test_a_failure_inside_with_defer_is_told_once(bus: EventBus) -> None:
+    def handler(event: Event[Any]) -> None:
+        with defer():
+            raise ValueError("once")
+
+    bus.subscribe("a").subscribe(handler)
+    with pytest.raises(PublishError, match="1 failed"):
+        bus.publish("a")
+    assert bus.statistics().failed == 1

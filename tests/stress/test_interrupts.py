@@ -14,7 +14,7 @@ import pytest
 from rxbus import BlockingScheduler, Event, EventBus, PublishError
 from tests.stress.topology import switching
 
-STRIKES = int(os.environ.get("RXBUS_STRESS", "1")) * 150
+STRIKES = int(os.environ.get("RXBUS_STRESS", "1")) * 30
 
 
 class Striker:
