@@ -23,7 +23,7 @@ from reactivex.scheduler.trampoline import Trampoline
 
 from rxbus._acknowledgement import FanOut, Receipt, coroutine_place, current_fan_out, ledger, standing
 from rxbus._event import Event
-from rxbus._here import Here, local, run_later
+from rxbus._here import Here, local, places, run_later
 from rxbus._lane import Entry, Feed, Lane, deliver, drop, hand, hand_over
 from rxbus._log import Log, Retired
 from rxbus.errors import AcknowledgementTimeout, PublishError
@@ -274,7 +274,8 @@ def _outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeo
         pending: tuple[str, ...] = ()
         if wait is not None and not in_time:
             late = (fan,) if fan.root is not None else tuple(wait.fans)
-            pending = tuple(dict.fromkeys(feed.name for one in late for feed in one.pending()))
+            names = [feed.name for one in late for feed in one.pending()]
+            pending = tuple(dict.fromkeys(names + (_inside(fan) if fan.root is None else [])))
     if wait is None:
         return receipt
     failures = wait.failures
@@ -288,6 +289,12 @@ def _outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeo
     if failures:
         raise PublishError(f"publish to {log.name!r}: {len(failures)} failed", failures, receipt)
     return receipt
+
+
+def _inside(fan: FanOut) -> list[str]:
+    """The observers of an event's tree that threads are inside of."""
+    here_and_there = [(here.feed, here.fan) for here in list(places.values())]
+    return [feed.name for feed, one in here_and_there if feed is not None and one is not None and one.top is fan]
 
 
 def _abandon(log: Log, here: Here, fan: FanOut, done: int, held: Lane | None, error: BaseException) -> None:
