@@ -125,8 +125,9 @@ class FanOut(msgspec.Struct, eq=False):
     def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None) -> None:
         """Keeps a failure for the publisher that is told of it: the nested one that waits for it, or the outermost."""
         note = f"in {feed.name}, on topic {self.log.name!r}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+        with suppress(Exception):  # an error that takes no note must not keep the delivery from ending
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
         with ledger:
             self.log.hub.failed += 1
             told = (self.top.waiting() if wait is None or wait.gone else wait).tell(error)
