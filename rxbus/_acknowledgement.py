@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Acknowledgement", "Receipt", "defer"]
 
+FOREVER = 1e8  # seconds, three years: more than that no clock takes
+
 logger = logging.getLogger("rxbus")
 
 # Guards FanOut.missing/ended/lost, every field of Wait and Delivery, Lane.deliveries, Feed.cut and Attachment.left.
@@ -231,7 +233,7 @@ class Wait:
                 if self.count <= 0:
                     return True
                 try:
-                    self.bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
+                    self.bell.get(timeout=None if deadline is None else min(max(0.0, deadline - monotonic()), FOREVER))
                 except Empty:
                     return self.count <= 0
         finally:

@@ -73,6 +73,7 @@ class EventBus:
         self._hub = Hub(self._scheduler, max_chain)
         self._registry = Registry(self._hub)
         self._logs = self._registry.logs
+        self._scheduler.acquire()
         self._close_lock = threading.Lock()  # held while the bus closes: a second close waits for the first
 
     @property
@@ -114,7 +115,7 @@ class EventBus:
             FeedbackLoop: The event is one more in a chain of causes that has grown too long.
             EventLoopBlocked: The call would block the event loop that has to run one of the handlers.
         """
-        log = self._logs.get(topic if isinstance(topic, str) else name_of(topic))
+        log = self._logs.get(topic if type(topic) is str else name_of(topic))
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
         if log is None:
@@ -169,6 +170,8 @@ class EventBus:
             InvalidTopic: It is neither a topic nor a pattern.
             BusClosed: The bus has been closed.
         """
+        if name is not None and not isinstance(name, str):
+            raise InvalidArgument(f"a name is a string, not a {type(name).__name__}")
         if self._hub.closing:
             raise BusClosed("the bus is closed")
         return self._registry.subscription(name_of(topic_or_pattern), name)
@@ -266,9 +269,9 @@ class EventBus:
         handed on; what is deferred counts as given. A second call does nothing. An interrupted call can be repeated.
 
         Raises:
-            RxBusError: Called inside a handler, which it would wait for.
+            RxBusError: Called inside a handler or a scheduled action, which it would wait for.
         """
-        if current_place() is not None:
+        if current_place() is not None or self._scheduler.is_worker():
             raise RxBusError("close() inside a handler would wait for that handler: call it from outside")
         with self._close_lock:
             if self._hub.closed:
@@ -285,7 +288,7 @@ class EventBus:
                 attachment.finish()
             self._wait_until_quiet()
             self._hub.closed = True
-            self._scheduler.close()
+            self._scheduler.release()
 
     def _wait_until_quiet(self) -> None:
         """Waits until a whole round over the lanes has found nothing that came since it began."""

@@ -377,6 +377,10 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
     done = 0
     try:
         done = _round(log, here, entry, fan)
+    except BaseException:
+        if fan.missing < 0:
+            raise
+        # A handler's: the round has been given up, and the publisher told, who raises it.
     finally:
         here.feed, here.event, here.fan, here.delivery = before
         here.depth -= 1
@@ -386,7 +390,8 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
 
 
 def _end_round_async(fan: FanOut, done: int) -> None:
-    fan.close_round(done)
+    if fan.missing < 0:
+        fan.close_round(done)
     with ledger:
         fan.waiting().down()
 

@@ -105,7 +105,7 @@ def name_of(topic: str | Topic[Any]) -> str:
         InvalidTopic: It is neither a string nor a `Topic`.
     """
     if isinstance(topic, str):
-        return topic
+        return str.__str__(topic)
     if isinstance(topic, Topic):
         return topic.name
     raise InvalidTopic(topic, "it is neither a string nor a Topic")
@@ -118,7 +118,7 @@ def check_name(name: object) -> str:
         InvalidTopic: `name` is none; the message says why.
     """
     if isinstance(name, str) and len(name) <= MAX_LENGTH and _NAME.fullmatch(name):
-        return str(name)
+        return str.__str__(name)  # plain: a subclass may look, compare and hash otherwise
     raise InvalidTopic(name, _what_is_wrong(name, pattern=False))
 
 
@@ -129,7 +129,7 @@ def check_pattern(pattern: object) -> str:
         InvalidTopic: `pattern` is neither; the message says why.
     """
     if isinstance(pattern, str) and len(pattern) <= MAX_LENGTH and _PATTERN.fullmatch(pattern):
-        return str(pattern)
+        return str.__str__(pattern)
     raise InvalidTopic(pattern, _what_is_wrong(pattern, pattern=True))
 
 

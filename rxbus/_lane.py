@@ -438,7 +438,7 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
         lane.slow = SLOW
     elif lane.slow:
         lane.slow -= 1
-    if isinstance(error, KeyboardInterrupt):
+    if error is not None and _is_ctrl_c(error):
         raise error
 
 
@@ -453,11 +453,16 @@ def _skip(feed: Feed, entry: Entry, fan: FanOut, wait: Wait | None) -> None:
 
 def _told(error: BaseException, own: bool) -> BaseException:
     """What a publisher is told of: Ctrl-C struck the thread that delivered for it, which need not be its own."""
-    if own or not isinstance(error, KeyboardInterrupt):
+    if own or not _is_ctrl_c(error):
         return error
     told = RxBusError("the handler was interrupted by Ctrl-C, on the thread of another publisher")
     told.__cause__ = error
     return told
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Python interrupts the main thread only; elsewhere it is what a handler has raised itself."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def drop(feed: Feed, id: int, fan: FanOut) -> None:

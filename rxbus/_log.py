@@ -160,7 +160,7 @@ class Log:
         self.only = None
 
     def retire(self) -> bool:
-        """Ends a log that nothing is going on in; False where something is."""
+        """Ends a log that nothing is going on in; False where something is. The lane of `only` wants a visit then."""
         feed = self.only
         if feed is None:
             return self._retire(None)
@@ -171,8 +171,7 @@ class Log:
         try:
             return self._retire(feed)
         finally:
-            feed.lane.free = True
-            feed.lane.visit()
+            feed.lane.free = True  # whoever calls has to visit the lane, once it holds no lock: mail may have come
 
     @_in_order
     def _retire(self, only: Feed | None) -> bool:

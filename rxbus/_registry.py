@@ -5,7 +5,9 @@ from __future__ import annotations
 import os.path
 import threading
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import CellType, FrameType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -63,6 +65,7 @@ class Registry:
         self._lanes: WeakKeyDictionary[AutoDetachObserver[Any], tuple[str, Lane]] = WeakKeyDictionary()
         self._sweep_at = self.SWEEP
         self._seen: dict[str, int] = {}  # publishes per unasked-for topic, at the last sweep
+        self._to_visit: deque[Lane] = deque()  # lanes whose turn a sweep has held: visited once the lock is let go of
         self.published = 0  # by logs that have been swept out
         self.fanned = 0
 
@@ -75,9 +78,20 @@ class Registry:
         found = self.logs.get(name)
         if found is not None:
             return found
-        check_name(name)
-        with self.lock:
+        name = check_name(name)
+        with self._changing():
             return self._log(name)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Holds the lock; afterwards visits the lanes that a sweep has kept, which may call handlers."""
+        try:
+            with self.lock:
+                yield
+        finally:
+            while self._to_visit:
+                with suppress(IndexError):
+                    self._to_visit.popleft().visit()
 
     def _log(self, name: str) -> Log:
         log = self.logs.get(name)
@@ -98,7 +112,13 @@ class Registry:
             count = log.published + log.singles
             if name in self.subjects:
                 continue
-            if self._seen.get(name) == count and log.retire():
+            if self._seen.get(name) != count:
+                seen[name] = count
+                continue
+            only = log.only
+            if only is not None:
+                self._to_visit.append(only.lane)
+            if log.retire():
                 self.published += count
                 self.fanned += log.fanned() + log.singles
                 del self.logs[name]
@@ -116,8 +136,8 @@ class Registry:
         found = self.subjects.get(name)
         if found is not None:
             return found
-        check_name(name)
-        with self.lock:
+        name = check_name(name)
+        with self._changing():
             found = self.subjects.get(name)
             if found is None:
                 found = self.subjects[name] = TopicSubject(self, self._log(name))
@@ -130,7 +150,7 @@ class Registry:
             InvalidTopic: `topic` is neither.
         """
         if topic not in self.subjects:
-            check_pattern(topic)
+            topic = check_pattern(topic)
             if not is_pattern(topic):
                 self.subject(topic)
         return Subscription(self, topic, name)
@@ -152,7 +172,7 @@ class Registry:
         """
         topic = source._topic
         local.here.engine = self._hub.engine
-        with self.lock:
+        with self._changing():
             if self._hub.closing:
                 raise BusClosed("the bus is closed")
             home = new_log(topic, self._hub) if is_pattern(topic) else self._log(topic)

@@ -56,8 +56,10 @@ class BlockingScheduler(PeriodicScheduler):
         self.waiting: dict[FanOut, None] = {}
         self._workers = Workers(max_workers)
         self.monitor = Monitor(handoff_after, Watch(self, handoff_after, stall_after).look)
-        self._lock = threading.Lock()  # guards _clock
+        self._lock = threading.Lock()  # guards the fields below
         self._clock: EventLoopScheduler | None = None
+        self._clock_threads: list[threading.Thread] = []
+        self._buses = 0
 
     @property
     def workers(self) -> int:
@@ -75,6 +77,23 @@ class BlockingScheduler(PeriodicScheduler):
         """Waits until no worker has anything to do."""
         self._workers.join()
 
+    def is_worker(self) -> bool:
+        """Whether the calling thread is one of its workers."""
+        return self._workers.is_worker()
+
+    def acquire(self) -> None:
+        """A bus begins to use it."""
+        with self._lock:
+            self._buses += 1
+
+    def release(self) -> None:
+        """A bus has been closed; with the last one all threads end."""
+        with self._lock:
+            self._buses -= 1
+            last = self._buses <= 0
+        if last:
+            self.close()
+
     def close(self) -> None:
         """Ends all threads, once they have done what they are doing. They start again when they are needed again.
 
@@ -82,15 +101,23 @@ class BlockingScheduler(PeriodicScheduler):
         """
         with self._lock:
             clock, self._clock = self._clock, None
+            clock_threads, self._clock_threads = self._clock_threads, []
         if clock is not None:
             clock.dispose()
+        for thread in clock_threads:
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join()
         self._workers.close()
         self.monitor.close()
 
     def schedule(self, action: typing.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
         """Runs an action on a worker, as soon as may be; see the class for what that means during a delivery."""
         scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery())
-        scheduled.due()
+        try:
+            scheduled.due()
+        except BaseException:  # it will not run: nobody must wait for it
+            scheduled.disposable.dispose()
+            raise
         return scheduled.disposable
 
     def schedule_relative(
@@ -112,11 +139,16 @@ class BlockingScheduler(PeriodicScheduler):
         due: datetime = self.to_datetime(duetime)
         return self.schedule_relative((due - self.now).total_seconds(), action, state)
 
+    def _clock_thread(self, target: Callable[..., None]) -> threading.Thread:
+        thread = threading.Thread(target=target, name="rxbus-clock", daemon=True)
+        self._clock_threads = [one for one in self._clock_threads if one.is_alive()] + [thread]
+        return thread
+
     def _timer(self) -> EventLoopScheduler:
         with self._lock:
             if self._clock is None:
                 self._clock = EventLoopScheduler(
-                    thread_factory=lambda target: threading.Thread(target=target, name="rxbus-clock", daemon=True),
+                    thread_factory=self._clock_thread,
                     exit_if_empty=True,
                 )
             return self._clock

@@ -8,28 +8,25 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from queue import Empty, SimpleQueue
 
 from rxbus._here import Job
-from rxbus.errors import RxBusError
 
 logger = logging.getLogger("rxbus")
 
 IDLE_SECONDS = 10.0
 
 
-def _start(thread: threading.Thread, undo: Callable[[], object]) -> None:
-    """Starts a thread; where it has not been started, `undo` is called.
+def _start(thread: threading.Thread, undo: Callable[[], object]) -> bool:
+    """Starts a thread; False where the system has none left. Where it has not been started, `undo` is called.
 
     An interrupt may strike when the system has started the thread already, so that it takes a look to know.
-
-    Raises:
-        RxBusError: The system has no thread left.
     """
     try:
         thread.start()
-    except RuntimeError as error:
+    except RuntimeError:
         undo()
-        raise RxBusError(f"{error}: what it was to do waits for another") from error
+        return False
     except BaseException:
         for _ in range(100):
             if thread.ident is not None:
@@ -37,14 +34,17 @@ def _start(thread: threading.Thread, undo: Callable[[], object]) -> None:
             time.sleep(0.001)
         undo()
         raise
+    return True
 
 
 class _Worker:
-    __slots__ = ("bell", "job", "thread")
+    __slots__ = ("jobs", "thread")
 
     def __init__(self, job: Job, run: Callable[[_Worker], None], name: str) -> None:
-        self.job: Job | None = job
-        self.bell = threading.Semaphore(0)
+        # What it is given; None: look whether to end. A queue, for a job put there cannot be lost: an interrupt may
+        # strike whoever puts it right behind.
+        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.jobs.put(job)
         self.thread = threading.Thread(target=run, args=(self,), name=name, daemon=True)
 
 
@@ -75,21 +75,25 @@ class Workers:
 
     def submit(self, job: Job) -> None:
         """Runs a job on a worker, at once unless the limit is reached."""
+        started = True
         with self._lock:
             if self._idle:
-                worker, _ = self._idle.popitem()
-                worker.job = job
-                worker.bell.release()
+                worker = next(reversed(self._idle))
+                worker.jobs.put(job)
+                self._idle.pop(worker, None)
             elif self.limit is None or len(self._threads) < self.limit:
                 worker = _Worker(job, self._run, f"rxbus-worker-{len(self._threads) + 1}")
                 self._threads[worker] = None
-                _start(worker.thread, partial(self._not_started, worker, job))
+                started = _start(worker.thread, partial(self._threads.pop, worker))
             else:
                 self._jobs.append(job)
+        if not started:
+            logger.warning("no worker thread can be started: a handler runs on the thread of its publisher")
+            job()
 
-    def _not_started(self, worker: _Worker, job: Job) -> None:
-        del self._threads[worker]
-        self._jobs.append(job)
+    def is_worker(self) -> bool:
+        """Whether the calling thread is one of them."""
+        return any(worker.thread is threading.current_thread() for worker in list(self._threads))
 
     def join(self) -> None:
         """Waits until no worker has anything to do."""
@@ -101,8 +105,8 @@ class Workers:
         with self._quiet:
             self._closing += 1
             ending = [worker.thread for worker in self._threads]
-            for worker in self._idle:
-                worker.bell.release()
+            for worker in self._threads:
+                worker.jobs.put(None)
         try:
             for thread in ending:
                 thread.join()
@@ -112,33 +116,28 @@ class Workers:
 
     def _run(self, worker: _Worker) -> None:
         while True:
-            job, worker.job = worker.job, None
-            if job is not None:
+            try:
+                job = worker.jobs.get(timeout=IDLE_SECONDS)
+                timed_out = False
+            except Empty:
+                job, timed_out = None, True
+            while job is not None:
+                with self._lock:
+                    self._idle.pop(worker, None)
                 try:
                     job()
                 except BaseException:
                     logger.exception("a job of the bus failed; this is a defect of rxbus")
-                job = None  # a worker that sleeps pins nothing
+                with self._lock:
+                    job = self._jobs.popleft() if self._jobs else None
             with self._lock:
-                if self._jobs:
-                    worker.job = self._jobs.popleft()
-                    continue
-                if self._closing:
-                    self._end(worker)
-                    return
-                self._idle[worker] = None
-                self._quiet.notify_all()
-            rung = worker.bell.acquire(timeout=IDLE_SECONDS)
-            with self._lock:
-                if worker not in self._idle:
-                    if not rung:  # it was given a job in the very moment in which it gave up waiting
-                        worker.bell.acquire()
-                elif self._closing or not rung:
-                    del self._idle[worker]
-                    self._end(worker)
-                    return
-                else:
-                    del self._idle[worker]
+                if worker.jobs.empty():
+                    if self._closing or timed_out:
+                        self._idle.pop(worker, None)
+                        self._end(worker)
+                        return
+                    self._idle[worker] = None
+                    self._quiet.notify_all()
 
     def _end(self, worker: _Worker) -> None:
         self._threads.pop(worker, None)
@@ -158,7 +157,7 @@ class Monitor:
     SLOWEST = 0.05  # seconds between two looks at what does not change
 
     def __init__(self, interval: float, look: Callable[[], bool | None]) -> None:
-        self._interval = interval
+        self._interval = min(interval, self.SLOWEST)
         self._look = look
         self._lock = threading.Lock()  # guards _thread, _ending and the changes of asleep
         self._thread: threading.Thread | None = None

@@ -125,6 +125,10 @@ class _FarSide:
         if isinstance(place, Delivery):
             place.settle(error)
         if again:
-            self._scheduler.schedule(self._run)
+            try:
+                self._scheduler.schedule(self._run)
+            except BaseException:
+                self._give_up()
+                raise
         if error is not None and not isinstance(place, Delivery):
             raise error

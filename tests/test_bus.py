@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import threading
 import time
 from typing import Any
@@ -189,6 +190,49 @@ def test_a_failure_after_the_timeout_is_logged(bus: EventBus, caplog: pytest.Log
     bus.close()
     assert "publisher had gone" in caplog.text
     assert "too late" in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [1e10, 1e300, float("inf")])
+def test_a_huge_timeout_is_for_ever(bus: EventBus, timeout: float) -> None:
+    bus.subscribe("a").subscribe(lambda event: None)
+    assert bus.publish("a", timeout=timeout).acknowledged == 1
+
+
+@pytest.mark.parametrize("timeout", ["1", [], object()])
+def test_a_timeout_that_is_no_number_is_refused(bus: EventBus, timeout: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        bus.publish("a", timeout=timeout)
+
+
+def test_a_name_that_is_no_string_is_refused(bus: EventBus) -> None:
+    with pytest.raises(InvalidArgument):
+        bus.subscribe("a", name=3)  # type: ignore[arg-type]
+
+
+class _Name(str, enum.Enum):  # noqa: UP042 # not a StrEnum: str() of its members is not their value
+    EUR = "prices.eur"
+
+
+class _Hostile(str):
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __hash__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("name", [_Name.EUR, _Hostile("prices.eur"), Topic(_Name.EUR)])
+def test_a_kind_of_string_is_the_name_it_holds(bus: EventBus, name: Any) -> None:
+    got: list[str] = []
+    bus.subscribe("prices.eur").subscribe(lambda event: got.append(event.topic))
+    bus.subscribe(name).subscribe(lambda event: got.append(event.topic))
+    for topic in (name, "prices.eur"):
+        assert bus.publish(topic).acknowledged == 2
+    assert got == ["prices.eur"] * 4
+    assert list(bus.topics) == ["prices.eur"]
+    assert all(type(topic) is str for topic in got)
 
 
 # -- subscriptions
@@ -447,6 +491,52 @@ def test_two_buses_share_a_scheduler() -> None:
     two.close()
 
 
+def test_closing_one_bus_leaves_the_timers_of_another_that_shares_its_scheduler() -> None:
+    scheduler = BlockingScheduler()
+    one, two = EventBus(scheduler), EventBus(scheduler)
+    inside = threading.Event()
+    acknowledged: list[int] = []
+
+    def later(event: Event[None]) -> None:
+        scheduler.schedule_relative(0.05, lambda *_: None)
+        inside.set()
+
+    two.subscribe("a").subscribe(later)
+    publisher = threading.Thread(target=lambda: acknowledged.append(two.publish("a").acknowledged))
+    publisher.start()
+    assert inside.wait(PATIENCE)
+    one.close()
+    publisher.join(PATIENCE)
+    assert acknowledged == [1]
+    two.close()
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
+
+
+def test_close_in_a_scheduled_action_is_an_error() -> None:
+    bus = EventBus()
+    told: list[BaseException] = []
+    done = threading.Event()
+
+    def close(*_: object) -> None:
+        try:
+            bus.close()
+        except RxBusError as error:
+            told.append(error)
+        done.set()
+
+    bus.scheduler.schedule(close)
+    assert done.wait(PATIENCE)
+    assert len(told) == 1
+    bus.close()
+
+
+def test_close_leaves_no_timer_thread() -> None:
+    bus = EventBus()
+    bus.scheduler.schedule_relative(1000.0, lambda *_: None)
+    bus.close()
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
+
+
 # -- causes
 
 
@@ -588,6 +678,27 @@ async def test_async_failures_reach_the_publisher(bus: EventBus) -> None:
         await bus.publish_async("a")
     assert isinstance(caught.value.exceptions[0], ValueError)
     assert (await bus.publish_async("b")).acknowledged == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+async def test_a_base_exception_is_raised_at_the_asynchronous_publisher(
+    bus: EventBus, error: type[BaseException]
+) -> None:
+    seen: list[int] = []
+
+    def leaving(event: Event[Any]) -> None:
+        raise error
+
+    bus.subscribe("a").subscribe(leaving)
+    bus.subscribe("a").only_payload().subscribe(seen.append)
+    raised: list[BaseException] = []
+    try:  # not pytest.raises: a task that ends with one of these ends the loop
+        await bus.publish_async("a", 1, timeout=PATIENCE)
+    except BaseException as caught:
+        raised.append(caught)
+    assert [type(one) for one in raised] == [error]
+    bus._scheduler.join()
+    assert seen == [1]
 
 
 async def test_a_cancelled_handler_is_a_failure(bus: EventBus) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rxbus import RxBusError, _workers
+from rxbus import _workers
 from rxbus._workers import Monitor, Workers
 
 PATIENCE = 10.0
@@ -178,33 +179,60 @@ def test_no_job_is_lost_when_idle_workers_give_up(workers: Workers, monkeypatch:
     assert not done.acquire(blocking=False)
 
 
-def test_a_job_given_to_a_worker_that_just_gave_up_waiting_is_done(
-    workers: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The moment between the end of a worker's patience and its looking at whether it was given a job."""
-    run(workers)
-    (worker,) = workers._idle
-    gave_up, go = threading.Event(), threading.Event()
-    acquire = worker.bell.acquire
-    timed_out: list[bool] = []
+class _Late(queue.SimpleQueue[Any]):
+    """A worker's queue that stops between the end of the worker's patience and its saying so."""
 
-    def acquire_late(*arguments: Any, **named: Any) -> bool:
-        if timed_out or not named:
-            return acquire(*arguments, **named)
-        timed_out.append(True)
-        gave_up.set()
-        assert go.wait(PATIENCE)
-        return False
+    def __init__(self) -> None:
+        super().__init__()
+        self.gave_up, self.go = threading.Event(), threading.Event()
 
-    job = Job()
-    finish(job)
-    monkeypatch.setattr(worker.bell, "acquire", acquire_late)
-    run(workers)  # when it is idle again, it waits in our way
-    assert gave_up.wait(PATIENCE)
-    workers.submit(job)
-    go.set()
-    assert job.begun.wait(PATIENCE)
-    assert job.thread is worker.thread
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if self.gave_up.is_set():
+            return super().get(block, timeout)
+        self.gave_up.set()
+        assert self.go.wait(PATIENCE)
+        raise queue.Empty
+
+
+def test_a_job_given_to_a_worker_that_just_gave_up_waiting_is_done(workers: Workers) -> None:
+    first, second = Job(), Job()
+    workers.submit(first)
+    assert first.begun.wait(PATIENCE)
+    (worker,) = workers._threads
+    late = worker.jobs = _Late()
+    finish(first)
+    assert late.gave_up.wait(PATIENCE)
+    finish(second)
+    workers.submit(second)
+    late.go.set()
+    assert second.begun.wait(PATIENCE)
+    assert second.thread is worker.thread
+
+
+def test_an_interrupt_right_after_a_job_was_given_does_not_lose_its_worker(workers: Workers) -> None:
+    strikes = [KeyboardInterrupt()]
+
+    class Struck(queue.SimpleQueue[Any]):
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            super().put(item, block, timeout)
+            if item is second and strikes:
+                raise strikes.pop()
+
+    first, second, third = Job(), Job(), Job()
+    workers.submit(first)
+    assert first.begun.wait(PATIENCE)
+    (worker,) = workers._threads
+    worker.jobs = Struck()
+    finish(first)
+    workers.join()
+    with pytest.raises(KeyboardInterrupt):
+        workers.submit(second)
+    finish(second)
+    assert second.begun.wait(PATIENCE), "the job is not lost"
+    workers.join()
+    finish(third)
+    workers.submit(third)
+    assert third.begun.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit("oops")], ids=repr)
@@ -224,24 +252,27 @@ def test_a_job_that_fails_is_logged_and_its_worker_lives(
     assert workers.count == 1
 
 
-def test_a_thread_that_cannot_be_started_leaves_the_job_to_others(
-    workers: Workers, monkeypatch: pytest.MonkeyPatch
+def test_where_no_thread_can_be_started_the_job_runs_here(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    busy, job = Job(), Job()
-    workers.submit(busy)
-    assert busy.begun.wait(PATIENCE)
-
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    job = Job()
+    finish(job)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RxBusError, match=r"can.t start"):
-            workers.submit(job)
-    assert workers.count == 1
-    finish(busy, job)
+        workers.submit(job)
+    assert job.thread is threading.current_thread()
+    assert workers.count == 0
+    assert "no worker thread" in caplog.text
+
+
+def test_a_worker_knows_that_it_is_one(workers: Workers) -> None:
+    told: list[bool] = []
+    workers.submit(lambda: told.append(workers.is_worker()))
     workers.join()
-    assert job.thread is busy.thread
+    assert (told, workers.is_worker()) == ([True], False)
 
 
 # -- Monitor
