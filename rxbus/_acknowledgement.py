@@ -113,8 +113,13 @@ class FanOut(msgspec.Struct, eq=False):
         self.event = self.context = None
         self.feeds = ()
 
+    def contents(self) -> object:
+        """What `forget` lets go of: to be held until the ledger has been let go of, since destructors are user code."""
+        return self.event, self.context, self.feeds
+
     def close_round(self, done: int) -> int:
         """Takes in that the publisher's round is over and `done` deliveries ended in it; says how many are missing."""
+        held = self.contents()
         with ledger:
             self.missing = len(self.feeds) - done
             missing = self.missing - self.ended
@@ -122,16 +127,17 @@ class FanOut(msgspec.Struct, eq=False):
                 self.top.waiting().open(self)
             else:
                 self.forget()
-            return missing
+        del held
+        return missing
 
-    def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None) -> None:
+    def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None, counts: bool = True) -> None:
         """Keeps a failure for the publisher that is told of it: the nested one that waits for it, or the outermost."""
         note = f"in {feed.name}, on topic {self.log.name!r}"
         with suppress(Exception):  # an error that takes no note must not keep the delivery from ending
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)
         with ledger:
-            self.log.hub.failed += 1
+            self.log.hub.failed += counts
             told = (self.top.waiting() if wait is None or wait.gone else wait).tell(error)
         if not told:
             logger.error("a handler failed after its publisher had gone: %s", note, exc_info=error)
@@ -146,9 +152,11 @@ class FanOut(msgspec.Struct, eq=False):
     def refuse(self, feed: Feed, error: Exception) -> None:
         """Ends a delivery that has not begun as failed; the lane's turn must be held, or its holder blocked."""
         self.fail(error, feed)
+        held = self.contents()
         with ledger:
             self.refused = (*self.refused, feed)
             self.end(lost=True)
+        del held
 
     def pending(self) -> tuple[Feed, ...]:
         """Who has not ended the delivery of this event. Under the ledger."""
@@ -269,7 +277,7 @@ class Delivery:
     when its observer leaves. All fields are under the ledger.
     """
 
-    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "open", "wait")
+    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "open", "void", "wait")
 
     def __init__(self, fan: FanOut, feed: Feed, wait: Wait | None = None) -> None:
         self.fan = fan
@@ -279,6 +287,7 @@ class Delivery:
         self.open = 1  # what must still be settled: the handler itself, deferrals, holds
         self.holds = 0  # what keeps the lane's turn after the handler's return: scheduled actions, a coroutine
         self.failure: BaseException | None = None
+        self.void = False  # the handler has raised: what it deferred does not matter any more
         self.ended = False
 
     def enter(self, awaited: bool = False) -> None:
@@ -304,30 +313,41 @@ class Delivery:
         if not self.inside:
             return
         self._fail(error)
+        held = self.fan.contents()
         with ledger:
             here.kept = self.holds > 0
             if error is not None:
+                self.void = True
                 self.open = self.holds + 1
             if self.feed.on_next is None:  # the observer has left meanwhile
                 self.open = 1
             self._settle()
             self.inside = False  # last: an interrupted call is made again
+        del held
 
     def settle(self, error: BaseException | None = None, holds: bool = False) -> None:
         """One of those that kept it open is done; the last hold gives the turn back."""
+        if not holds and (self.ended or self.void):  # nobody waits for it any more
+            return
         self._fail(error)
+        held = self.fan.contents()
         with ledger:
-            self._settle()
+            if holds or not self.void:
+                self._settle()
             self.holds -= holds
             give_back = holds and self.holds == 0 and not self.inside
+        del held
         if give_back:
             self.feed.lane.give_back()
 
     def _fail(self, error: BaseException | None) -> None:
         """Tells of a failure, once: what `with defer()` lets through is not told again when the handler raises it."""
         if error is not None and error is not self.failure:
-            self.failure = error
-            self.fan.fail(error, self.feed, self.wait)
+            first, self.failure = self.failure is None, error
+            if self.ended:
+                logger.error("a handler failed after its observer had left: %s", self.feed.name, exc_info=error)
+            else:
+                self.fan.fail(error, self.feed, self.wait, first)
 
     def leave(self) -> None:
         """Its observer has left: nobody waits any more, and what is open counts as given. Under the ledger."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
+from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
@@ -24,6 +25,8 @@ from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+CLOSING_LOOK = 0.02  # seconds between two looks at what a closing bus must not wait for
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -291,20 +294,42 @@ class EventBus:
             self._scheduler.release()
 
     def _wait_until_quiet(self) -> None:
-        """Waits until a whole round over the lanes has found nothing that came since it began."""
+        """Waits until a whole round over the lanes has found nothing that came since it began.
+
+        What is deferred counts as given, whenever it turns up. So do coroutines of an event loop that runs on this very
+        thread, since they cannot go on before it does: their observers leave.
+        """
+        loop = _get_running_loop()
         while True:
             with self._registry.lock:
                 lanes = {attachment.lane for attachment in self._registry.attachments}
                 before = sum(log.published for log in self._registry.logs.values())
-            _flush(lanes)
-            with ledger:
-                for delivery in [d for lane in lanes for d in lane.deliveries if not d.holds and not d.inside]:
-                    delivery.leave()
-            self._scheduler.join()
+            flush = _Flush(lanes)
+            while flush.left:
+                flush.left -= self._let_go(loop)
+                flush.wait(None if loop is None else CLOSING_LOOK)
+            _give_what_is_deferred(lanes)
+            while not self._scheduler.join(CLOSING_LOOK):
+                self._let_go(loop)
+                _give_what_is_deferred(lanes)
+            lanes -= self._let_go(loop)
             with self._registry.lock:
                 after = sum(log.published for log in self._registry.logs.values())
+                lanes &= {attachment.lane for attachment in self._registry.attachments}
             if before == after and not any(lane.inbox for lane in lanes):
                 return
+
+    def _let_go(self, loop: AbstractEventLoop | None) -> set[Lane]:
+        """Completes the observers that coroutines of a loop keep busy; gives their lanes."""
+        if loop is None:
+            return set()
+        with self._registry.lock:
+            attached = [attachment for attachment in self._registry.attachments if attachment.loop is loop]
+        with ledger:
+            busy = [a for a in attached if any(d.holds and d.feed.loop is loop for d in a.lane.deliveries)]
+        for attachment in busy:
+            attachment.finish()
+        return {attachment.lane for attachment in busy}
 
     def __enter__(self) -> EventBus:
         return self
@@ -321,18 +346,30 @@ class EventBus:
         )
 
 
-def _flush(lanes: set[Lane]) -> None:
-    """Waits until each lane has handled the mail it has now; not for coroutines of an event loop that we block."""
-    loop = asyncio._get_running_loop()
-    left = threading.Semaphore(0)
-    waited = 0
-    for lane in lanes:
-        with ledger:
-            if loop is not None and any(d.holds and d.feed.loop is loop for d in lane.deliveries):
-                for delivery in list(lane.deliveries):
-                    delivery.leave()
-                continue
-        waited += 1
-        lane.post(lambda: left.release())
-    for _ in range(waited):
-        left.acquire()
+class _Flush:
+    """Asks each lane to say when it has handled the mail it has now."""
+
+    def __init__(self, lanes: set[Lane]) -> None:
+        self.left = set(lanes)
+        self._said = threading.Semaphore(0)
+        for lane in lanes:
+            lane.post(partial(self._say, lane))
+
+    def _say(self, lane: Lane) -> None:
+        self.left.discard(lane)
+        self._said.release()
+
+    def wait(self, timeout: float | None) -> None:
+        """Waits for the next to say so, or for so many seconds; not at all where all have."""
+        if self.left:
+            self._said.acquire(timeout=timeout)
+
+
+def _give_what_is_deferred(lanes: set[Lane]) -> None:
+    """Counts open deferrals as given."""
+    with ledger:
+        open_ = [d for lane in lanes for d in lane.deliveries if not d.holds and not d.inside]
+        held = [delivery.fan.contents() for delivery in open_]
+        for delivery in open_:
+            delivery.leave()
+    del held  # outside the ledger: destructors are user code

@@ -42,6 +42,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
     if (
         timeout is not None
         or here.feed is not None
+        or here.fan is not None
         or here.origin is not None
         or coroutine_place.get() is not None
         or not here.trampoline._idle
@@ -116,10 +117,10 @@ def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw:
 
 def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
     deadline = None if timeout is None else monotonic() + timeout
-    before = None if here.feed is None else (here.feed, here.event, current_fan_out(here), here.delivery)
-    origin = here.origin
-    here.begun = None
-    fan: FanOut | None = None
+    fan: FanOut | None = here.fan if here.feed is None else current_fan_out(here)
+    before = here.feed, here.event, fan, here.delivery  # even in no handler: a destructor may publish anywhere
+    origin, begun = here.origin, here.begun
+    here.begun = fan = None
     try:
         fan = log.append(here, payload, raw, _get_running_loop())
         here.origin = None  # its handlers' publishes are caused by this event
@@ -128,7 +129,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             return Receipt(event, 0)
         entry = here.begun
         assert entry is not None
-        if before is None and timeout is None:
+        if before[0] is None and timeout is None:
             done = _round(log, here, entry, fan)
         else:
             done = _nested_round(log, here, entry, fan, timeout is not None)
@@ -141,14 +142,10 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             _abandon(log, here, fan, fan.done, None, error)
         raise
     finally:
-        if before is None:
-            here.feed = here.event = here.fan = here.begun = None
-            here.origin = origin
-            if here.later:
-                run_later(here)
-        else:
-            here.feed, here.event, here.fan, here.delivery = before
-            here.origin, here.begun = origin, None
+        here.feed, here.event, here.fan, here.delivery = before
+        here.origin, here.begun = origin, begun
+        if here.later:
+            run_later(here)
     if done == len(fan.feeds) and fan.wait is None:
         entry.fan = None
         return Receipt(event, done)
@@ -282,13 +279,18 @@ def _outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeo
     if wait.fatal is not None:
         raise wait.fatal
     if not in_time and timeout is not None:
-        late_error = AcknowledgementTimeout(log.name, timeout, pending)
-        for failure in failures:
-            late_error.add_note("failed: " + "; ".join((repr(failure), *getattr(failure, "__notes__", ()))))
-        raise late_error
+        raise _late(log.name, timeout, pending, failures)
     if failures:
         raise PublishError(f"publish to {log.name!r}: {len(failures)} failed", failures, receipt)
     return receipt
+
+
+def _late(topic: str, timeout: float, pending: tuple[str, ...], failures: list[Exception]) -> AcknowledgementTimeout:
+    """Makes the error; here, since a frame that names what it raises is a cycle, and would keep the payload."""
+    error = AcknowledgementTimeout(topic, timeout, pending)
+    for failure in failures:
+        error.add_note("failed: " + "; ".join((repr(failure), *getattr(failure, "__notes__", ()))))
+    return error
 
 
 def _inside(fan: FanOut) -> list[str]:

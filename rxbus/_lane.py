@@ -281,6 +281,7 @@ class Attachment:
             if self.left:
                 return
             self.left = True
+        held: list[object] = []  # until no lock is: destructors are user code
         for log, feed in list(self.feeds.items()):
             last = log.remove(feed)
             with ledger:
@@ -292,11 +293,13 @@ class Attachment:
                 while entry is not None and entry.id <= last:
                     assert entry.fan is not None
                     log.hub.dropped += 1
+                    held.append(entry.fan.contents())
                     entry.fan.end(lost=True)
                     entry = entry.next
         with ledger:
             inside = local.here.delivery
             for delivery in [d for d in self.lane.deliveries if d.feed.attachment is self and d is not inside]:
+                held.append(delivery.fan.contents())
                 delivery.leave()
         self.feeds.clear()
 
@@ -467,10 +470,12 @@ def _is_ctrl_c(error: BaseException) -> bool:
 
 def drop(feed: Feed, id: int, fan: FanOut) -> None:
     """The observer has left: ends a delivery that its leaving has not ended."""
+    held = fan.contents()
     with ledger:
         if feed.cut is not None and id <= feed.cut:
             fan.log.hub.dropped += 1
             fan.end(lost=True)
+    del held
 
 
 def _others(own: FanOut, head: Entry) -> bool:

@@ -73,9 +73,9 @@ class BlockingScheduler(PeriodicScheduler):
         else:
             self._workers.submit(job)
 
-    def join(self) -> None:
-        """Waits until no worker has anything to do."""
-        self._workers.join()
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until no worker has anything to do; False when so many seconds have passed."""
+        return self._workers.join(timeout)
 
     def is_worker(self) -> bool:
         """Whether the calling thread is one of its workers."""

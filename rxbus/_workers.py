@@ -95,10 +95,10 @@ class Workers:
         """Whether the calling thread is one of them."""
         return any(worker.thread is threading.current_thread() for worker in list(self._threads))
 
-    def join(self) -> None:
-        """Waits until no worker has anything to do."""
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until no worker has anything to do; False when so many seconds have passed."""
         with self._quiet:
-            self._quiet.wait_for(lambda: len(self._idle) == len(self._threads) and not self._jobs)
+            return self._quiet.wait_for(lambda: len(self._idle) == len(self._threads) and not self._jobs, timeout)
 
     def close(self) -> None:
         """Ends the threads once they have done what there is; they come again when they are needed again."""

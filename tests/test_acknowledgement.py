@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from rxbus import Acknowledgement, Event, EventBus, InvalidArgument, PublishError, RxBusError, defer
+from rxbus import (
+    Acknowledgement,
+    AcknowledgementTimeout,
+    Event,
+    EventBus,
+    InvalidArgument,
+    PublishError,
+    RxBusError,
+    defer,
+)
 
 PATIENCE = 10.0
 
@@ -147,3 +157,72 @@ def test_a_failure_inside_with_defer_is_told_once(bus: EventBus) -> None:
     with pytest.raises(PublishError, match="1 failed"):
         bus.publish("a")
     assert bus.statistics().failed == 1
+
+
+def test_two_nacks_are_one_failed_delivery(bus: EventBus) -> None:
+    def handler(event: Event[Any]) -> None:
+        for one in [defer(), defer()]:
+            one.nack(ValueError(one))
+
+    bus.subscribe("a").subscribe(handler)
+    bus.subscribe("a").subscribe(lambda event: None)
+    with pytest.raises(PublishError, match="2 failed"):
+        bus.publish("a")
+    statistics = bus.statistics()
+    assert (statistics.failed, statistics.acknowledged) == (1, 1)
+
+
+def test_a_nack_after_the_observer_has_left_does_nothing(bus: EventBus) -> None:
+    given: list[Acknowledgement] = []
+    attached = bus.subscribe("a").subscribe(lambda event: given.append(defer()))
+    publisher = Publisher(bus, "a")
+    _wait_for(given, publisher)
+    attached.dispose()
+    given[0].nack(ValueError("too late"))
+    publisher.join()
+    assert publisher.error is None
+
+
+def test_a_failed_handlers_deferral_does_not_stand_in_for_its_scheduled_action(bus: EventBus) -> None:
+    given: list[Acknowledgement] = []
+    gate, ran = threading.Event(), threading.Event()
+
+    def action(*_: object) -> None:
+        assert gate.wait(PATIENCE)
+        ran.set()
+
+    def handler(event: Event[Any]) -> None:
+        given.append(defer())
+        bus.scheduler.schedule(action)
+        raise ValueError("failed")
+
+    bus.subscribe("a").subscribe(handler)
+    publisher = Publisher(bus, "a")
+    _wait_for(given, publisher)
+    given[0].ack()
+    assert not publisher.done.wait(0.05), "it waits for the action"
+    gate.set()
+    publisher.join()
+    assert ran.is_set()
+
+
+@pytest.mark.parametrize("call", ["statistics", "dispose", "publish"])
+def test_a_payloads_destructor_may_use_the_bus(bus: EventBus, call: str) -> None:
+    given: list[Acknowledgement] = []
+    attached = bus.subscribe("a").subscribe(lambda event: given.append(defer()))
+    calls = {"statistics": bus.statistics, "dispose": attached.dispose, "publish": lambda: bus.publish("b")}
+    destroyed = threading.Event()
+
+    class Payload:
+        def __del__(self) -> None:
+            calls[call]()
+            destroyed.set()
+
+    with contextlib.suppress(AcknowledgementTimeout):  # pytest.raises would keep the frames, and the payload
+        bus.publish("a", Payload(), timeout=0.01)
+    assert not destroyed.is_set()
+    done = threading.Thread(target=given.pop().ack, daemon=True)
+    done.start()
+    done.join(PATIENCE)
+    assert not done.is_alive(), "hangs"
+    assert destroyed.wait(PATIENCE)

@@ -29,6 +29,7 @@ from rxbus import (
     defer,
     only_payload,
 )
+from rxbus.operators import buffered
 
 PRICES = Topic("prices.eur", float)
 PATIENCE = 10.0
@@ -757,6 +758,32 @@ async def test_close_on_the_loop_does_not_wait_for_its_own_coroutines() -> None:
     bus.close()
     assert (await asyncio.wait_for(task, PATIENCE)).acknowledged == 1
     gate.set()
+
+
+async def test_close_on_the_loop_hands_on_what_a_buffer_holds_for_an_async_handler() -> None:
+    """The buffer's far side publishes to a handler that needs the loop which `close` blocks."""
+    with EventBus() as bus:
+
+        @bus.on("q")
+        async def handler(event: Event[Any]) -> None:
+            await asyncio.sleep(0)
+
+        bus.subscribe("in").pipe(buffered(10)).subscribe(lambda event: bus.publish("q") and None)
+        await bus.publish_async("in")
+        await bus.publish_async("in")
+
+
+def test_close_gives_what_a_buffers_far_side_waits_for() -> None:
+    bus = EventBus()
+    deferred = threading.Event()
+    bus.subscribe("q").subscribe(lambda event: (defer(), deferred.set()))
+    bus.subscribe("in").pipe(buffered(10)).subscribe(lambda event: bus.publish("q") and None)
+    bus.publish("in")
+    closer = threading.Thread(target=bus.close, daemon=True)
+    closer.start()
+    closer.join(PATIENCE)
+    assert not closer.is_alive()
+    assert deferred.is_set()
 
 
 async def test_publish_async_without_workers_runs_on_the_loop() -> None:
