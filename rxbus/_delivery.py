@@ -117,10 +117,12 @@ def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw:
 
 def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
     deadline = None if timeout is None else monotonic() + timeout
-    fan: FanOut | None = here.fan if here.feed is None else current_fan_out(here)
-    before = here.feed, here.event, fan, here.delivery  # even in no handler: a destructor may publish anywhere
+    outer = here.fan if here.feed is None else current_fan_out(here)
+    # With `outer` and in no handler, a destructor publishes between two lines of a round.
+    before = None if outer is None else (here.feed, here.event, outer, here.delivery)
     origin, begun = here.origin, here.begun
-    here.begun = fan = None
+    here.begun = None
+    fan: FanOut | None = None
     try:
         fan = log.append(here, payload, raw, _get_running_loop())
         here.origin = None  # its handlers' publishes are caused by this event
@@ -129,7 +131,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             return Receipt(event, 0)
         entry = here.begun
         assert entry is not None
-        if before[0] is None and timeout is None:
+        if before is None and timeout is None:
             done = _round(log, here, entry, fan)
         else:
             done = _nested_round(log, here, entry, fan, timeout is not None)
@@ -142,8 +144,12 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             _abandon(log, here, fan, fan.done, None, error)
         raise
     finally:
-        here.feed, here.event, here.fan, here.delivery = before
-        here.origin, here.begun = origin, begun
+        if before is None:
+            here.feed = here.event = here.fan = None
+        else:
+            here.feed, here.event, here.fan, here.delivery = before
+        here.origin = origin
+        here.begun = begun
         if here.later:
             run_later(here)
     if done == len(fan.feeds) and fan.wait is None:
