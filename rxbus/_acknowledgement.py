@@ -24,7 +24,7 @@ from contextvars import Context, ContextVar
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -270,6 +270,12 @@ class Wait:
         return passed
 
 
+class Hold(Protocol):
+    """What keeps a lane's turn beyond the handler's return: a scheduled action, a coroutine."""
+
+    held: bool
+
+
 class Delivery:
     """One event inside one observer, counted: something keeps it open beyond the handler's plain return.
 
@@ -302,11 +308,17 @@ class Delivery:
                 self.wait.count += 1
             deliveries.add(self)
 
-    def defer(self, holds: bool = False) -> None:
-        """Keeps it open for one more; with `holds`, the lane's turn too."""
+    def defer(self) -> None:
+        """Keeps it open for one more."""
         with ledger:
             self.open += 1
-            self.holds += holds
+
+    def hold(self, by: Hold) -> None:
+        """Keeps it open for one more, and the lane's turn with it. `by` knows then, whatever interrupts."""
+        with ledger:
+            self.open += 1
+            self.holds += 1
+            by.held = True
 
     def returned(self, here: Here, error: BaseException | None = None) -> None:
         """The handler has returned, or raised; once. Sets `here.kept` where the turn is not to be given back yet."""

@@ -21,6 +21,12 @@ _R = TypeVar("_R")
 Place = Delivery | Origin | None
 
 
+class _Coroutine:
+    """What holds the turn for an async handler."""
+
+    held = False
+
+
 def on_loop(
     loop: asyncio.AbstractEventLoop, function: Callable[[Any], Coroutine[Any, Any, object]]
 ) -> Callable[[Any], None]:
@@ -41,12 +47,16 @@ def on_loop(
         def begin() -> None:
             loop.create_task(_call(function, event), context=context).add_done_callback(done)
 
-        delivery.defer(holds=True)
+        hold = _Coroutine()
         try:
+            delivery.hold(hold)
             loop.call_soon_threadsafe(begin)
-        except RuntimeError as error:
-            delivery.settle(holds=True)
-            raise RxBusError("the event loop of an async handler has been closed") from error
+        except BaseException as error:
+            if hold.held:
+                delivery.settle(holds=True)
+            if isinstance(error, RuntimeError):
+                raise RxBusError("the event loop of an async handler has been closed") from error
+            raise
 
     return on_next
 

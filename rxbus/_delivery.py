@@ -283,19 +283,22 @@ def _outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeo
         return receipt
     failures = wait.failures
     if wait.fatal is not None:
-        raise wait.fatal
+        raise _noting(wait.fatal, failures)
     if not in_time and timeout is not None:
-        raise _late(log.name, timeout, pending, failures)
+        raise _noting(AcknowledgementTimeout(log.name, timeout, pending), failures)
     if failures:
         raise PublishError(f"publish to {log.name!r}: {len(failures)} failed", failures, receipt)
     return receipt
 
 
-def _late(topic: str, timeout: float, pending: tuple[str, ...], failures: list[Exception]) -> AcknowledgementTimeout:
-    """Makes the error; here, since a frame that names what it raises is a cycle, and would keep the payload."""
-    error = AcknowledgementTimeout(topic, timeout, pending)
+def _noting(error: BaseException, failures: list[Exception]) -> BaseException:
+    """Tells of failures in the notes of an error that goes before them.
+
+    A function, since a frame that names what it raises is a cycle, and would keep the payload.
+    """
     for failure in failures:
-        error.add_note("failed: " + "; ".join((repr(failure), *getattr(failure, "__notes__", ()))))
+        with suppress(Exception):  # see FanOut.fail
+            error.add_note("failed: " + "; ".join((repr(failure), *getattr(failure, "__notes__", ()))))
     return error
 
 

@@ -103,13 +103,21 @@ places: dict[int, Here] = {}
 local = _Local()
 
 
+def take_later(here: Here) -> Job | None:
+    """Takes off the next of what a thread has put off; the monitor may do that too."""
+    try:
+        return here.later.pop(0)
+    except IndexError:
+        return None
+
+
 def run_later(here: Here) -> None:
     """Does what was put off, unless the thread is inside a handler still."""
     if here.feed is not None or here.depth > 0:
         return
     here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
     try:
-        while here.later:
-            here.later.pop(0)()
+        while (job := take_later(here)) is not None:
+            job()
     finally:
         here.depth -= 1

@@ -340,7 +340,7 @@ class Attachment:
             logger.error("an observer failed when its stream ended: %s", self.name, exc_info=raised)
         if delivery is not None:
             delivery.returned(here)
-        if isinstance(raised, KeyboardInterrupt):
+        if raised is not None and _is_ctrl_c(raised):
             raise raised
 
 
@@ -400,12 +400,10 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     entry = feed.cursor.next
     assert entry is not None
     fan = entry.fan
-    event = (
-        None if fan is None else fan.event
-    )  # now: once its observer leaves, nobody waits, and the fan-out lets go of it
     if fan is None:
         feed.cursor = entry
         return
+    event = fan.event  # now: once its observer leaves, nobody waits, and the fan-out lets go of it
     own = here.fan is fan
     delivery = Delivery(fan, feed, wait)
     before = here.feed, here.event, here.fan, here.delivery, here.origin

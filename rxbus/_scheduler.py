@@ -112,13 +112,7 @@ class BlockingScheduler(PeriodicScheduler):
 
     def schedule(self, action: typing.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
         """Runs an action on a worker, as soon as may be; see the class for what that means during a delivery."""
-        scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery())
-        try:
-            scheduled.due()
-        except BaseException:  # it will not run: nobody must wait for it
-            scheduled.disposable.dispose()
-            raise
-        return scheduled.disposable
+        return _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery()).begin(_Scheduled.due)
 
     def schedule_relative(
         self, duetime: typing.RelativeTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
@@ -128,9 +122,7 @@ class BlockingScheduler(PeriodicScheduler):
         if seconds <= 0:
             return self.schedule(action, state)
         scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery())
-        timer = self._timer().schedule_relative(seconds, lambda *_: scheduled.due())
-        scheduled.also(timer)
-        return scheduled.disposable
+        return scheduled.begin(lambda one: one.also(self._timer().schedule_relative(seconds, lambda *_: one.due())))
 
     def schedule_absolute(
         self, duetime: typing.AbsoluteTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
@@ -168,8 +160,18 @@ class _Scheduled:
         self._timer: abc.DisposableBase | None = None
         self._result: abc.DisposableBase | None = None
         self.disposable = Disposable(self._dispose)
-        if delivery is not None:
-            delivery.defer(holds=True)
+        self.held = False
+
+    def begin(self, start: Callable[[_Scheduled], object]) -> abc.DisposableBase:
+        """Holds what it has to hold, and is started; an interrupt meanwhile ends both."""
+        try:
+            if self._delivery is not None:
+                self._delivery.hold(self)
+            start(self)
+        except BaseException:
+            self.disposable.dispose()
+            raise
+        return self.disposable
 
     def also(self, timer: abc.DisposableBase) -> None:
         """Takes the timer that will call `due`, to be disposed of with it."""
@@ -215,5 +217,5 @@ class _Scheduled:
             if self._result is not None:
                 self._result.dispose()
         else:
-            if self._delivery is not None:
+            if self._delivery is not None and self.held:
                 self._delivery.settle(holds=True)

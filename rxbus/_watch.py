@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from rxbus._acknowledgement import FanOut, ledger, logger
-from rxbus._here import Engine, Here, places
+from rxbus._here import Engine, Here, places, take_later
 from rxbus._lane import SLOW, hand_over
 
 MOST = 10  # how many observers a warning names
@@ -74,9 +74,9 @@ class Watch:
         # there it is the one thread that is sure to come to it.
         if here.wait is not None and self._engine.limit is None:
             handed += here.wait.pass_on(self._engine.submit)
-        while here.later and self._engine.limit != 0:
+        while self._engine.limit != 0 and (job := take_later(here)) is not None:
             handed += 1
-            self._engine.submit(here.later.pop(0))
+            self._engine.submit(job)
         return handed > 0
 
     def _tell(self, publishes: dict[int, tuple[Any, str]], now: float) -> None:

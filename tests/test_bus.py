@@ -195,8 +195,10 @@ def test_a_failure_after_the_timeout_is_logged(bus: EventBus, caplog: pytest.Log
 
 @pytest.mark.parametrize("timeout", [1e10, 1e300, float("inf")])
 def test_a_huge_timeout_is_for_ever(bus: EventBus, timeout: float) -> None:
-    bus.subscribe("a").subscribe(lambda event: None)
+    begun = threading.Event()
+    bus.subscribe("a").subscribe(lambda event: begun.set() or time.sleep(0.02))  # slow, so that there is a wait
     assert bus.publish("a", timeout=timeout).acknowledged == 1
+    assert begun.is_set()
 
 
 @pytest.mark.parametrize("timeout", ["1", [], object()])

@@ -395,6 +395,21 @@ def test_a_base_exception_is_raised_again_at_the_publisher(bus: EventBus, neighb
     assert bus.publish("b").acknowledged == 0
 
 
+def test_failures_beside_a_base_exception_are_noted(bus: EventBus) -> None:
+    def failing(event: Event[Any]) -> None:
+        raise ValueError("me too")
+
+    def leaving(event: Event[Any]) -> None:
+        raise SystemExit(3)
+
+    bus.subscribe("a", name="failing").subscribe(failing)
+    bus.subscribe("a").subscribe(leaving)
+    bus.subscribe("a").subscribe(lambda event: defer() and None)
+    with pytest.raises(SystemExit) as caught:
+        bus.publish("a", timeout=0.2)
+    assert any("me too" in note and "in failing" in note for note in caught.value.__notes__)
+
+
 # -- 7: clean edges
 
 

@@ -135,3 +135,22 @@ def test_periodic_actions_run_until_disposed() -> None:
     assert all(twice.acquire(timeout=PATIENCE) for _ in range(2))
     periodic.dispose()
     scheduler.close()
+
+
+def test_an_interrupt_while_scheduling_leaves_no_turn_taken(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Struck after the turn is held and before the action is on its way."""
+    strikes = [KeyboardInterrupt()]
+    submit = bus.scheduler.submit
+
+    def struck(job: Any) -> None:
+        if strikes:
+            raise strikes.pop()
+        submit(job)
+
+    monkeypatch.setattr(bus.scheduler, "submit", struck)
+    ran: list[int] = []
+    bus.subscribe("a").subscribe(lambda event: bus.scheduler.schedule(lambda *_: ran.append(event.payload)))
+    with pytest.raises(KeyboardInterrupt):
+        bus.publish("a", 1)
+    assert bus.publish("a", 2, timeout=PATIENCE).acknowledged == 1
+    assert ran == [2]
