@@ -3,13 +3,19 @@
 An event flows one way, and each module imports only from those below it:
 
     _bus              EventBus
-    _topic            topics as Subjects, subscriptions as Observables, the registry
-    operators         operators that know about acknowledgement
+    _registry         which topics there are, and who is attached to which
+    _topic            topics as Subjects, subscriptions as Observables
+    operators         operators that know about acknowledgement (_buffered, _coroutines)
     _scheduler        BlockingScheduler: the delivery engine as a reactivex scheduler
     _watch            what the monitor looks at: hand-off, stall warnings
-    _delivery         lanes, logs and fan-outs; the only place that calls an observer
+    _delivery         publishing: the round, and what it waits for (_delivery_async: on a loop)
+    _log              a topic's events in their one order
+    _observer         observers as they are attached
+    _lane             an observer's turn, and the mail left for it
     _workers          threads
-    _acknowledgement  who still owes an acknowledgement, and to whom
+    _acknowledgement  what keeps a delivery open; defer
+    _fan_out          what an event still owes, and what its publisher waits for
+    _here             where a thread stands
     _event            events, topics, patterns
     errors            every error, in one tree
 """

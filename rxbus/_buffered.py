@@ -12,13 +12,15 @@ import msgspec
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import FanOut, current_fan_out, ledger, logger, working_for
+from rxbus._acknowledgement import current_fan_out, working_for
+from rxbus._fan_out import FanOut, ledger, logger
 from rxbus._here import Engine, Here, Holder, Job, Origin, local
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
 
 if TYPE_CHECKING:
-    from rxbus._lane import Feed, Lane
+    from rxbus._lane import Lane
+    from rxbus._observer import Feed
 
 _T = TypeVar("_T")
 

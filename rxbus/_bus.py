@@ -12,9 +12,11 @@ from typing import Any, TypeVar, overload
 import msgspec
 from reactivex.observer import Observer
 
-from rxbus._acknowledgement import Receipt, current_place, ledger, logger
-from rxbus._delivery import publish, publish_async
+from rxbus._acknowledgement import Receipt, current_place
+from rxbus._delivery import publish
+from rxbus._delivery_async import publish_async
 from rxbus._event import Topic, name_of
+from rxbus._fan_out import ledger, logger
 from rxbus._here import Here, places
 from rxbus._lane import Lane
 from rxbus._log import Hub

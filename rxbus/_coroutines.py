@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import Delivery, coroutine_place, current_delivery, current_place, logger, working_for
+from rxbus._acknowledgement import Delivery, coroutine_place, current_delivery, current_place, working_for
+from rxbus._fan_out import logger
 from rxbus._here import Origin, local
 from rxbus.errors import InvalidArgument, RxBusError
 

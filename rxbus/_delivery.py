@@ -10,22 +10,22 @@ time, and time has no circle.
 
 from __future__ import annotations
 
-import asyncio
 from asyncio import _get_running_loop
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
 from time import monotonic, time
 from typing import Any
 
 from reactivex.scheduler.currentthreadscheduler import CurrentThreadSchedulerSingleton
 from reactivex.scheduler.trampoline import Trampoline
 
-from rxbus._acknowledgement import FanOut, Receipt, coroutine_place, current_fan_out, ledger, standing
+from rxbus._acknowledgement import Receipt, coroutine_place, current_fan_out, standing
 from rxbus._event import Event
+from rxbus._fan_out import FanOut, ledger
 from rxbus._here import Here, local, places, run_later
-from rxbus._lane import Entry, Feed, Lane, deliver, drop, hand, hand_over
+from rxbus._lane import Entry, Lane, deliver, drop, hand, hand_over
 from rxbus._log import Log, Retired
+from rxbus._observer import Feed
 from rxbus.errors import AcknowledgementTimeout, PublishError
 
 MAX_DEPTH = 50  # publishes nested deeper on one thread only leave mail: chains do not recurse
@@ -132,7 +132,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
         entry = here.begun
         assert entry is not None
         if before is None and timeout is None:
-            done = _round(log, here, entry, fan)
+            done = round_lanes(log, here, entry, fan)
         else:
             done = _nested_round(log, here, entry, fan, timeout is not None)
     except Retired:
@@ -175,12 +175,12 @@ def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool)
                 fan.waiting().serves = False
             hand_over(fan)
             return 0
-        return _round(log, here, entry, fan)
+        return round_lanes(log, here, entry, fan)
     finally:
         here.depth -= 1
 
 
-def _round(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
+def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
     """Goes round the lanes once, and calls the observers of those that are free; says how many deliveries ended."""
     engine = log.hub.engine
     if engine.monitor.asleep:
@@ -266,10 +266,10 @@ def _settle(log: Log, event: Any, fan: FanOut, done: int, deadline: float | None
             if fan.origin is not None and fan.origin.fan is fan:
                 fan.origin.fan = None
             wait.leave(engine.submit)
-    return _outcome(log, event, fan, count, in_time, timeout)
+    return outcome(log, event, fan, count, in_time, timeout)
 
 
-def _outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeout: float | None) -> Receipt:
+def outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeout: float | None) -> Receipt:
     with ledger:
         wait = fan.wait
         queued = fan.missing - fan.ended
@@ -341,72 +341,6 @@ def _take_in(log: Log, here: Here, fan: FanOut, feed: Feed, error: BaseException
         fan.fail_here(error, feed)
 
 
-async def publish_async(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
-    """Publishes and waits without blocking the event loop; see `EventBus.publish_async`."""
-    loop = asyncio.get_running_loop()
-    here = local.here
-    try:
-        with standing():
-            fan = log.append(here, payload, False, None)
-    except Retired:
-        return await publish_async(log.hub.resolve(log.name), payload, timeout)
-    event = fan.event
-    entry, here.begun = here.begun, None
-    if not fan.feeds or entry is None:
-        return Receipt(event, 0)
-    engine = log.hub.engine
-    settled = asyncio.Event()
-    count = len(fan.feeds)
-    with ledger:
-        wait = fan.waiting()
-        wait.count += 1  # the round itself
-        wait.serves = engine.limit == 0
-        wait.wake = lambda: _call_soon(loop, settled.set)
-    if timeout is None or engine.limit == 0:
-        context = copy_context()
-        engine.submit(lambda: context.run(_round_async, log, entry, fan))
-    else:
-        hand_over(fan)
-        _end_round_async(fan, 0)
-    in_time = True
-    if fan.root is None:
-        engine.waiting[fan] = None
-    try:
-        await asyncio.wait_for(settled.wait(), timeout)
-    except TimeoutError:
-        in_time = False
-    finally:
-        engine.waiting.pop(fan, None)
-        wait.leave(engine.submit)
-    return _outcome(log, event, fan, count, in_time, timeout)
-
-
-def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
-    here = local.here
-    before = here.feed, here.event, here.fan, here.delivery
-    here.depth += 1
-    done = 0
-    try:
-        done = _round(log, here, entry, fan)
-    except BaseException:
-        if fan.missing < 0:
-            raise
-        # A handler's: the round has been given up, and the publisher told, who raises it.
-    finally:
-        here.feed, here.event, here.fan, here.delivery = before
-        here.depth -= 1
-        if here.later:
-            run_later(here)
-        _end_round_async(fan, done)
-
-
-def _end_round_async(fan: FanOut, done: int) -> None:
-    if fan.missing < 0:
-        fan.close_round(done)
-    with ledger:
-        fan.waiting().down()
-
-
 @contextmanager
 def _own_trampoline(here: Here) -> Iterator[None]:
     """Gives a publish inside a cold source a trampoline of its own.
@@ -423,10 +357,5 @@ def _own_trampoline(here: Here) -> Iterator[None]:
         here.trampoline = threads.tramp = outer
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
-    with suppress(RuntimeError):  # the loop has been closed: nobody waits there any more
-        loop.call_soon_threadsafe(callback)
-
-
 # Where observers are called: what a frame stack shows above one of these is somebody else's subscribe.
-DELIVERING = frozenset(one.__code__ for one in (publish, _round, deliver))
+DELIVERING = frozenset(one.__code__ for one in (publish, round_lanes, deliver))

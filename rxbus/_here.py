@@ -12,9 +12,11 @@ from reactivex.scheduler import CurrentThreadScheduler
 from reactivex.scheduler.trampoline import Trampoline
 
 if TYPE_CHECKING:
-    from rxbus._acknowledgement import Delivery, FanOut, Wait
-    from rxbus._lane import Entry, Feed
+    from rxbus._acknowledgement import Delivery
+    from rxbus._fan_out import FanOut, Wait
+    from rxbus._lane import Entry
     from rxbus._log import Log
+    from rxbus._observer import Feed
     from rxbus._workers import Monitor
 
 Job = Callable[[], object]

@@ -15,10 +15,12 @@ from functools import partial, wraps
 from time import sleep, time
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from rxbus._acknowledgement import FanOut, current_fan_out
+from rxbus._acknowledgement import current_fan_out
 from rxbus._event import Event
+from rxbus._fan_out import FanOut
 from rxbus._here import Engine, Here, Origin
-from rxbus._lane import GIL, Attachment, Entry, Feed, LockTurn
+from rxbus._lane import GIL, Entry, LockTurn
+from rxbus._observer import Attachment, Feed
 from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
 
 P = ParamSpec("P")

@@ -22,8 +22,9 @@ from rxbus import _coroutines, operators
 from rxbus._delivery import DELIVERING
 from rxbus._event import check_name, check_pattern, is_pattern, matcher
 from rxbus._here import local
-from rxbus._lane import Attachment, Lane, new_lane
+from rxbus._lane import Lane, new_lane
 from rxbus._log import Hub, Log, new_log
+from rxbus._observer import Attachment
 from rxbus._topic import Source, Subscription, TopicSubject
 from rxbus.errors import BusClosed
 

@@ -14,7 +14,8 @@ from reactivex.disposable import Disposable
 from reactivex.scheduler import CurrentThreadScheduler, EventLoopScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
-from rxbus._acknowledgement import Delivery, FanOut, current_delivery, ledger, logger
+from rxbus._acknowledgement import Delivery, current_delivery
+from rxbus._fan_out import FanOut, ledger, logger
 from rxbus._here import Job
 from rxbus._watch import Watch
 from rxbus._workers import Monitor, Workers

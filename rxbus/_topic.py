@@ -20,8 +20,8 @@ from rxbus._coroutines import on_loop, running_loop
 from rxbus._delivery import publish_to_all
 from rxbus._event import Event
 from rxbus._here import local
-from rxbus._lane import Attachment
 from rxbus._log import Log
+from rxbus._observer import Attachment
 
 if TYPE_CHECKING:
     from rxbus._registry import Registry

@@ -13,7 +13,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-from rxbus._acknowledgement import FanOut, ledger, logger
+from rxbus._fan_out import FanOut, ledger, logger
 from rxbus._here import Engine, Here, places, take_later
 from rxbus._lane import SLOW, hand_over
 

@@ -1,0 +1,87 @@
+"""Publishing without a thread that waits: the round on a worker, the outcome on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any
+
+from rxbus._acknowledgement import Receipt, standing
+from rxbus._delivery import outcome, round_lanes
+from rxbus._fan_out import FanOut, ledger
+from rxbus._here import local, run_later
+from rxbus._lane import Entry, hand_over
+from rxbus._log import Log, Retired
+
+
+async def publish_async(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
+    """Publishes and waits without blocking the event loop; see `EventBus.publish_async`."""
+    loop = asyncio.get_running_loop()
+    here = local.here
+    try:
+        with standing():
+            fan = log.append(here, payload, False, None)
+    except Retired:
+        return await publish_async(log.hub.resolve(log.name), payload, timeout)
+    event = fan.event
+    entry, here.begun = here.begun, None
+    if not fan.feeds or entry is None:
+        return Receipt(event, 0)
+    engine = log.hub.engine
+    settled = asyncio.Event()
+    count = len(fan.feeds)
+    with ledger:
+        wait = fan.waiting()
+        wait.count += 1  # the round itself
+        wait.serves = engine.limit == 0
+        wait.wake = lambda: _call_soon(loop, settled.set)
+    if timeout is None or engine.limit == 0:
+        context = copy_context()
+        engine.submit(lambda: context.run(_round_async, log, entry, fan))
+    else:
+        hand_over(fan)
+        _end_round_async(fan, 0)
+    in_time = True
+    if fan.root is None:
+        engine.waiting[fan] = None
+    try:
+        await asyncio.wait_for(settled.wait(), timeout)
+    except TimeoutError:
+        in_time = False
+    finally:
+        engine.waiting.pop(fan, None)
+        wait.leave(engine.submit)
+    return outcome(log, event, fan, count, in_time, timeout)
+
+
+def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
+    here = local.here
+    before = here.feed, here.event, here.fan, here.delivery
+    here.depth += 1
+    done = 0
+    try:
+        done = round_lanes(log, here, entry, fan)
+    except BaseException:
+        if fan.missing < 0:
+            raise
+        # A handler's: the round has been given up, and the publisher told, who raises it.
+    finally:
+        here.feed, here.event, here.fan, here.delivery = before
+        here.depth -= 1
+        if here.later:
+            run_later(here)
+        _end_round_async(fan, done)
+
+
+def _end_round_async(fan: FanOut, done: int) -> None:
+    if fan.missing < 0:
+        fan.close_round(done)
+    with ledger:
+        fan.waiting().down()
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # the loop has been closed: nobody waits there any more
+        loop.call_soon_threadsafe(callback)
