@@ -63,10 +63,9 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
     done = 0
     try:
         done = round_lanes(log, here, entry, fan)
-    except BaseException:
+    except BaseException:  # a handler's: the round has been given up, and the publisher told, who raises it
         if fan.missing < 0:
             raise
-        # A handler's: the round has been given up, and the publisher told, who raises it.
     finally:
         here.feed, here.event, here.fan, here.delivery = before
         here.depth -= 1

@@ -27,7 +27,7 @@ def _start(thread: threading.Thread, undo: Callable[[], object]) -> bool:
     except RuntimeError:
         undo()
         return False
-    except BaseException:
+    except BaseException:  # Ctrl-C
         for _ in range(100):
             if thread.ident is not None:
                 raise
@@ -126,7 +126,7 @@ class Workers:
                     self._idle.pop(worker, None)
                 try:
                     job()
-                except BaseException:
+                except BaseException:  # a handler's has been taken care of: this is ours, and the worker lives on
                     logger.exception("a job of the bus failed; this is a defect of rxbus")
                 with self._lock:
                     job = self._jobs.popleft() if self._jobs else None

@@ -90,7 +90,7 @@ class _FarSide:
         if begin:
             try:
                 self._scheduler.schedule(self._run)
-            except BaseException:
+            except BaseException:  # nothing will run any more: nobody must wait for what is queued
                 self._give_up()
                 raise
 
@@ -127,7 +127,7 @@ class _FarSide:
         if again:
             try:
                 self._scheduler.schedule(self._run)
-            except BaseException:
+            except BaseException:  # nothing will run any more: nobody must wait for what is queued
                 self._give_up()
                 raise
         if error is not None and not isinstance(place, Delivery):
