@@ -10,21 +10,23 @@ the Wait of a nested publisher for what that one started itself.
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
 from rxbus._event import Event
-from rxbus._fan_out import FanOut, Wait, ledger, logger
+from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger, logger
 from rxbus._here import Here, Origin, local, run_later
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
+    from rxbus._lane import Lane
     from rxbus._observer import Feed
+
+T = TypeVar("T")
 
 __all__ = ["Acknowledgement", "Receipt", "defer"]
 
@@ -47,120 +49,149 @@ class Receipt(msgspec.Struct, frozen=True):
 coroutine_place: ContextVar[Delivery | Origin | None] = ContextVar("rxbus_place", default=None)
 
 
-class Hold(Protocol):
-    """What keeps a lane's turn beyond the handler's return: a scheduled action, a coroutine."""
+class Claim(Protocol):
+    """A nested publisher's wait for a delivery that another thread is to make."""
 
-    held: bool
+    owed: bool  # it is counted in `wait`
+    wait: Wait
 
 
 class Delivery:
     """One event inside one observer, counted: something keeps it open beyond the handler's plain return.
 
     It ends once: when the handler has returned and all that was deferred or scheduled is done, when it has failed, or
-    when its observer leaves. All fields are under the ledger.
+    when its observer leaves. All fields are under the ledger. Every method can be made again after an interrupt.
     """
 
-    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "open", "void", "wait")
+    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "keeps", "open", "void", "wait")
 
-    def __init__(self, fan: FanOut, feed: Feed, wait: Wait | None = None) -> None:
+    def __init__(self, fan: FanOut, feed: Feed) -> None:
         self.fan = fan
         self.feed = feed
-        self.wait = wait  # the nested publisher that waits for this delivery; already counted there
+        self.wait: Wait | None = None  # the nested publisher that waits for this delivery, and has counted it
         self.inside = True  # the handler has not returned
         self.open = 1  # what must still be settled: the handler itself, deferrals, holds
-        self.holds = 0  # what keeps the lane's turn after the handler's return: scheduled actions, a coroutine
+        self.holds = 0  # what keeps the lane's turn beyond the handler's return: scheduled actions, a coroutine
+        self.keeps = False  # the handler has returned, and the turn is kept; the last hold gives it back
         self.failure: BaseException | None = None
         self.void = False  # the handler has raised: what it deferred does not matter any more
         self.ended = False
 
-    def enter(self, awaited: bool = False) -> None:
-        """Puts it on its lane's list. A nested publisher waits for it if `awaited`, unless the lane was busy before."""
+    def enter(self, claim: Claim | None = None) -> None:
+        """Puts it on its lane's list; who has claimed it waits for it, unless the lane is busy with earlier ones."""
         with ledger:
             deliveries = self.feed.lane.deliveries
-            if deliveries and self.wait is not None:
-                self.wait.down()
-                self.wait = None
-            elif awaited and self.fan.root is not None and not deliveries:
-                self.wait = self.fan.waiting()
-                self.wait.count += 1
-            deliveries.add(self)
+            if claim is not None and claim.owed and not deliveries:
+                claim.owed = False
+                self.wait = claim.wait
+            deliveries[self] = None
 
-    def defer(self) -> None:
+    def enter_own(self) -> None:
+        """As `enter`, on its publisher's thread: one that is nested waits for it."""
+        wait = None if self.fan.root is None else self.fan.waiting()
+        with ledger:
+            deliveries = self.feed.lane.deliveries
+            if wait is not None and self.wait is None and not deliveries:
+                self.wait = wait
+                wait.count += 1
+            deliveries[self] = None
+
+    def keep_open(self, by: Acknowledgement) -> None:
         """Keeps it open for one more."""
         with ledger:
-            self.open += 1
-
-    def hold(self, by: Hold) -> None:
-        """Keeps it open for one more, and the lane's turn with it. `by` knows then, whatever interrupts."""
-        with ledger:
-            self.open += 1
-            self.holds += 1
-            by.held = True
+            if not by.owed:
+                self.open += 1
+                self.holds += by.turn
+                by.owed = True
 
     def returned(self, here: Here, error: BaseException | None = None) -> None:
-        """The handler has returned, or raised; once. Sets `here.kept` where the turn is not to be given back yet."""
-        if not self.inside:
-            return
-        self._fail(error)
-        held = self.fan.contents()
-        with ledger:
-            here.kept = self.holds > 0
+        """The handler has returned, or raised. Sets `here.kept` where the turn is not to be given back yet."""
+        if self.inside:
             if error is not None:
-                self.void = True
-                self.open = self.holds + 1
-            if self.feed.on_next is None:  # the observer has left meanwhile
-                self.open = 1
-            self._settle()
-            self.inside = False  # last: an interrupted call is made again
-        del held
-
-    def settle(self, error: BaseException | None = None, holds: bool = False) -> None:
-        """One of those that kept it open is done; the last hold gives the turn back."""
-        if not holds and (self.ended or self.void):  # nobody waits for it any more
-            return
-        self._fail(error)
-        held = self.fan.contents()
-        with ledger:
-            if holds or not self.void:
+                self._fail(error)
+            held = self.fan.contents()
+            with ledger:
+                if error is not None:
+                    self.void = True
+                    self.open = self.holds + 1
+                if self.feed.on_next is None:  # the observer has left meanwhile
+                    self.open = 1
                 self._settle()
-            self.holds -= holds
-            give_back = holds and self.holds == 0 and not self.inside
-        del held
-        if give_back:
-            self.feed.lane.give_back()
+                self.inside = False
+                self.keeps = here.kept = self.holds > 0
+            del held
+        self._ring()
 
-    def _fail(self, error: BaseException | None) -> None:
+    def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
+        """One of those that kept it open is done; the last hold gives the turn back."""
+        lane = self.feed.lane
+        interrupted = error is not None and is_ctrl_c(error)
+        if by.owed:
+            if error is not None and (by.turn or not (self.ended or self.void)):
+                self._fail(error)
+            held = self.fan.contents()
+            with ledger:
+                if by.owed:
+                    if interrupted:  # what was about to be done may never be: it is not waited for any more
+                        self.void = True
+                        self.open = self.holds + self.inside + (not by.turn)
+                    if by.turn or interrupted or not self.void:
+                        self._settle()
+                    by.owed = False
+                    self.holds -= by.turn
+                    if self.keeps and self.holds == 0:
+                        self.keeps = False
+                        lane.free = True
+            del held
+            self._ring()
+        if by.turn:
+            lane.given_back()
+
+    def _fail(self, error: BaseException) -> None:
         """Tells of a failure, once: what `with defer()` lets through is not told again when the handler raises it."""
-        if error is not None and error is not self.failure:
-            first, self.failure = self.failure is None, error
-            if self.ended:
-                logger.error("a handler failed after its observer had left: %s", self.feed.name, exc_info=error)
-            else:
-                self.fan.fail(error, self.feed, self.wait, first)
+        if error is self.failure:
+            return
+        if self.ended:
+            logger.error("a handler failed after its observer had left: %s", self.feed.name, exc_info=error)
+        else:
+            self.fan.fail(error, self.feed, self.wait, self.failure is None)
+        self.failure = error
 
     def leave(self) -> None:
-        """Its observer has left: nobody waits any more, and what is open counts as given. Under the ledger."""
-        self.open = 1
-        self._settle()
+        """Its observer has left: nobody waits any more, and what is open counts as given."""
+        held = self.fan.contents()
+        with ledger:
+            self.open = 1
+            self._settle()
+        del held
+        self._ring()
 
     def _settle(self) -> None:
-        self.open -= 1
-        if self.open <= 0 and not self.ended:
-            self.feed.lane.deliveries.discard(self)
-            self.ended = True
+        """Under the ledger; atomic but for the entry of `end`, before which nothing has changed."""
+        if self.open <= 1 and not self.ended:
             self.fan.end(self.failure is not None)
+            self.ended = True
             if self.wait is not None:
-                self.wait.down()
+                self.wait.count -= 1
+            deliveries = self.feed.lane.deliveries
+            if self in deliveries:
+                del deliveries[self]
+        self.open -= 1
 
-    @contextmanager
-    def resumed(self) -> Iterator[None]:
-        """Lets this thread work for the delivery: what it publishes, defers and schedules belongs to it."""
+    def _ring(self) -> None:
+        """Wakes those who wait for it, if they wait for nothing else."""
+        self.fan.ring()
+        if self.wait is not None and self.wait.count <= 0:
+            self.wait.ring()
+
+    def resume(self, call: Callable[[], T]) -> T:
+        """Has this thread work for the delivery: what a call publishes, defers and schedules belongs to it."""
         here = local.here
         before = here.feed, here.event, here.fan, here.delivery, here.origin
         here.feed, here.event, here.fan, here.delivery, here.origin = self.feed, self.fan.event, self.fan, self, None
         try:
-            yield
-        finally:
+            return call()
+        finally:  # no context manager: an interrupt could strike when it has been entered, or is to be left
             here.feed, here.event, here.fan, here.delivery, here.origin = before
             if here.later:
                 run_later(here)
@@ -181,8 +212,8 @@ def current_delivery() -> Delivery | None:
         return None
     if here.feed is not None:
         if here.delivery is None:
-            here.delivery = Delivery(current_fan_out(here), here.feed)
-            here.delivery.enter(awaited=True)
+            delivery = here.delivery = Delivery(current_fan_out(here), here.feed)
+            delivery.enter_own()
         return here.delivery
     place = coroutine_place.get()
     return place if isinstance(place, Delivery) and not place.ended else None
@@ -198,33 +229,35 @@ def current_place() -> Delivery | Origin | None:
     return here.origin or current_delivery()
 
 
-@contextmanager
-def working_for(place: Delivery | Origin | None) -> Iterator[None]:
-    """Lets this thread work for a place; see `current_place`."""
+def work_for(place: Delivery | Origin | None, call: Callable[[], T]) -> T:
+    """Has this thread work for a place; see `current_place`."""
     if isinstance(place, Delivery):
-        with place.resumed():
-            yield
-        return
+        return place.resume(call)
     here = local.here
     outer, here.origin = here.origin, place
     try:
-        yield
+        return call()
     finally:
         here.origin = outer
 
 
-@contextmanager
-def standing() -> Iterator[None]:
-    """Lets this thread work for what its coroutine works for; no change in a handler, or outside of coroutines."""
+def work_for_coroutine(call: Callable[[], T]) -> T:
+    """Has this thread work for what its coroutine works for; no change in a handler, or outside of coroutines."""
     here = local.here
     place = coroutine_place.get()
     if here.feed is not None or here.origin is not None or (isinstance(place, Delivery) and place.ended):
         place = None
-    if place is None:
-        yield
-    else:
-        with working_for(place):
-            yield
+    return call() if place is None else work_for(place, call)
+
+
+def lanes_held(here: Here) -> set[Lane]:
+    """The lanes that wait with a thread: the one it is in, and those whose handlers' nested publishes led there."""
+    lanes: set[Lane] = set()
+    feed, fan = here.feed, here.fan
+    while feed is not None:
+        lanes.add(feed.lane)
+        feed, fan = (None, None) if fan is None else (fan.by, fan.parent)
+    return lanes
 
 
 class Acknowledgement:
@@ -233,16 +266,21 @@ class Acknowledgement:
     It is a context manager too: leaving the block acknowledges, an exception in it is a `nack` and goes on.
     """
 
-    __slots__ = ("_delivery", "_owed")
+    __slots__ = ("_delivery", "owed", "turn")
 
-    def __init__(self, delivery: Delivery) -> None:
-        delivery.defer()
+    def __init__(self, delivery: Delivery, turn: bool = False) -> None:
         self._delivery = delivery
-        self._owed = [True]  # taken off once: list.pop is atomic
+        self.turn = turn  # the lane's turn is kept, too, until it is given
+        self.owed = False  # the delivery waits for it; under the ledger
+        try:
+            delivery.keep_open(self)
+        except BaseException:  # interrupted: nobody is going to have it
+            self.give()
+            raise
 
     def ack(self) -> None:
         """Says that the delivery is done. Later calls, and calls after the observer has left, do nothing."""
-        self._settle(None)
+        self.give()
 
     def nack(self, error: BaseException) -> None:
         """Says that the delivery has failed: `error` is reported to the publisher. Later calls do nothing.
@@ -252,18 +290,23 @@ class Acknowledgement:
         """
         if not isinstance(error, BaseException):
             raise InvalidArgument(f"nack wants the exception that says what failed, not {error!r}")
-        self._settle(error)
+        self.give(error)
 
-    def _settle(self, error: BaseException | None) -> None:
+    def give(self, error: BaseException | None = None) -> None:
+        """Gives it, with what has failed if anything has."""
         try:
-            try:
-                self._owed.pop()
-            except IndexError:
-                return
-            self._delivery.settle(error)
-        except BaseException:  # interrupted: the word can be given again
-            self._owed[:] = [True]
+            self._delivery.settle(self, error)
+        except BaseException:  # interrupted: what was not done yet is done now
+            self._delivery.settle(self, error)
             raise
+
+    def is_void(self) -> bool:
+        """Whether nobody waits for it any more: the handler has failed."""
+        return self._delivery.void
+
+    def publisher(self) -> Wait:
+        """What the outermost publisher waits for."""
+        return self._delivery.fan.top.waiting()
 
     def __enter__(self) -> Acknowledgement:
         return self
@@ -271,7 +314,7 @@ class Acknowledgement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._settle(error)
+        self.give(error)
 
 
 def defer() -> Acknowledgement:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import msgspec
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import current_fan_out, working_for
-from rxbus._fan_out import FanOut, ledger, logger
+from rxbus._acknowledgement import current_fan_out, lanes_held, work_for
+from rxbus._fan_out import FanOut, ledger, logger, pending
 from rxbus._here import Engine, Here, Holder, Job, Origin, local
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
@@ -65,8 +67,9 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
 _spare = Workers(None)  # for buffers behind sources that are no bus's
 
 # Guards every buffer's fields, and Lane.blocked: one for all, since a buffer that is full looks at others to see
-# whether it would wait for itself. The ledger may be taken under it; nothing is called under it.
-_buffers = threading.Lock()
+# whether it would wait for itself. The ledger may be taken under it; nothing is called under it. An RLock, since the
+# garbage collector may run a destructor that publishes.
+_buffers = threading.RLock()
 
 
 class _Item(msgspec.Struct, eq=False):
@@ -88,7 +91,7 @@ class _Buffer:
         self._in_hand: Origin | None = None  # of the item that what follows is at work on
         self._handing = False
         self._submitted = False  # a worker is on its way, or at work
-        self._room = threading.Condition(_buffers)  # told when an item has been taken out
+        self._at_the_door: list[SimpleQueue[None]] = []  # those who wait for room: rung when an item is taken out
         self._waits_for: _Buffer | None = None  # the buffer that the item in hand waits for room in
         self._stopped = False
         self._limit: int | None = None  # of the workers that hand on
@@ -113,7 +116,7 @@ class _Buffer:
             self._stopped = True
             self._items.clear()
             self._held = 0
-            self._room.notify_all()
+        self._ring()
 
     def check(self, fan: FanOut) -> None:
         """See `Holder`."""
@@ -132,55 +135,84 @@ class _Buffer:
         origin = None
         if source is not None:
             origin = Origin(source.log, source.event, source.id, source.trail, source.chain, self)
-        with _buffers:
-            if counts and self._held >= self._capacity and not self._make_room(here):
-                return
-            if self._stopped:
-                return
-            self._items.append(_Item(call, origin, copy_context(), counts))
-            self._held += counts
-            if self._submitted:
-                return
-            self._submitted = True
-        if self._limit == 0:
-            here.later.append(self._hand_on_all)
-        else:
-            self._submit(self._hand_on_all)
+        item = _Item(call, origin, copy_context(), counts)
+        if self._enter(item) or (self._overflow == "block" and self._wait_and_enter(item, here)):
+            self._begin(here)
 
-    def _make_room(self, here: Here) -> bool:
-        """Sees to it that there is room; False: drop the item. Under the lock, which waiting lets go of."""
-        if self._overflow == "drop_newest":
-            return False
-        if self._overflow == "error":
-            raise BufferOverflow(self._capacity, "overflow='error'")
-        if self._overflow == "drop_oldest":
-            self._items.remove(next(item for item in self._items if item.counts))
-            self._held -= 1
+    def _enter(self, item: _Item) -> bool:
+        """Takes an item in, if there is room or room can be made; says whether."""
+        with _buffers:
+            if self._stopped:
+                return False
+            if item.counts and self._held >= self._capacity:
+                if self._overflow == "error":
+                    raise BufferOverflow(self._capacity, "overflow='error'")
+                if self._overflow != "drop_oldest":
+                    return False
+                self._items.remove(next(item for item in self._items if item.counts))
+                self._held -= 1
+            self._items.append(item)
+            self._held += item.counts
             return True
+
+    def _begin(self, here: Here) -> None:
+        """Has what is held handed on, unless somebody is at it."""
+        if self._submitted:
+            return
+        self._submitted = True
+        if self._limit == 0:
+            here.later.append((self._hand_on_all, self._submit))
+            return
+        try:
+            self._submit(self._hand_on_all)
+        except BaseException:  # interrupted: it may not be on its way
+            self._submitted = False
+            raise
+
+    def _wait_and_enter(self, item: _Item, here: Here) -> bool:
+        """Waits for room; False where the buffer has been stopped."""
         led_by = here.origin or (None if here.fan is None else here.fan.origin)
         upstream = led_by.holder if led_by is not None else None
-        if not isinstance(upstream, _Buffer) or upstream._in_hand is not led_by:
-            upstream = None
-        elif upstream in _reached(self):
-            raise BufferOverflow(self._capacity, _RING)
-        lanes = _held_by(here)
+        lanes = lanes_held(here)
+        bell: SimpleQueue[None] = SimpleQueue()
         try:
-            for lane in lanes:
-                lane.blocked = self
-            self._refuse_those_for(lanes)
-            if upstream is not None:
-                upstream._waits_for = self
-            while self._held >= self._capacity and not self._stopped:
-                if self._limit is not None and not self._handing:  # a full pool must not keep us waiting for a worker
-                    self._hand_on()
-                else:
-                    self._room.wait()
+            with _buffers:
+                self._at_the_door.append(bell)
+                if not isinstance(upstream, _Buffer) or upstream._in_hand is not led_by:
+                    upstream = None
+                elif upstream in _reached(self):
+                    raise BufferOverflow(self._capacity, _RING)
+                for lane in lanes:
+                    lane.blocked = self
+                self._refuse_those_for(lanes)
+                if upstream is not None:
+                    upstream._waits_for = self
+            while not (entered := self._enter(item)) and not self._stopped:
+                self._begin(here)
+                # A full pool must not keep us waiting for a worker.
+                if self._limit is None or not self._hand_on():
+                    bell.get()
         finally:
-            for lane in lanes:
-                lane.blocked = None
-            if upstream is not None:
-                upstream._waits_for = None
-        return True
+            try:
+                self._leave_the_door(bell, lanes, upstream)
+            except BaseException:  # interrupted
+                self._leave_the_door(bell, lanes, upstream)
+                raise
+        return entered
+
+    def _leave_the_door(self, bell: SimpleQueue[None], lanes: set[Lane], upstream: Holder | None) -> None:
+        with suppress(ValueError):
+            self._at_the_door.remove(bell)
+        for lane in lanes:
+            lane.blocked = None
+        if isinstance(upstream, _Buffer):
+            upstream._waits_for = None
+        if self._items and not self._handing:  # it may have been this thread that was handing on
+            self._begin(local.here)
+
+    def _ring(self) -> None:
+        for bell in list(self._at_the_door):
+            bell.put(None)
 
     def _refuse_those_for(self, lanes: set[Lane]) -> None:
         """The lanes will wait for room: fails what the handlers that have to make it publish to those very lanes."""
@@ -196,44 +228,39 @@ class _Buffer:
         return [] if fan is None else _pending(fan)
 
     def _hand_on_all(self) -> None:
+        while self._hand_on():
+            pass
         with _buffers:
-            try:
-                while self._items and not self._handing:
-                    self._hand_on()
-            finally:
-                self._submitted = False
+            self._submitted = False
+            more = bool(self._items) and not self._handing  # it came just now
+        if more:
+            self._begin(local.here)
 
-    def _hand_on(self) -> None:
-        """Hands the first item to what follows. Under the lock, which it lets go of meanwhile."""
-        item = self._items.popleft()
-        self._held -= item.counts
-        self._handing = True
-        self._in_hand = item.origin
-        self._room.notify_all()
-        _buffers.release()
+    def _hand_on(self) -> bool:
+        """Hands the first item to what follows; False where there is none, or somebody else is at it."""
+        item: _Item | None = None
         try:
+            with _buffers:
+                if not self._handing and self._items:
+                    item = self._items[0]
+                    del self._items[0]
+                    self._held -= item.counts
+                    self._in_hand = item.origin
+                    self._handing = True
+            if item is None:
+                return False
+            self._ring()
             _call(item)
         finally:
-            _buffers.acquire()
-            self._handing = False
-            self._in_hand = None
-
-
-def _held_by(here: Here) -> set[Lane]:
-    """The lanes that wait with this thread: the one it is in, and those whose handlers' nested publishes led there."""
-    lanes: set[Lane] = set()
-    feed, fan = here.feed, here.fan
-    while feed is not None:
-        lanes.add(feed.lane)
-        feed, fan = (None, None) if fan is None else (fan.by, fan.parent)
-    return lanes
+            if item is not None:
+                self._handing, self._in_hand = False, None
+        return True
 
 
 def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:
     """The deliveries that an outermost publish waits for."""
     with ledger:
-        tree = {fan, *(() if fan.wait is None else fan.wait.fans)}
-        return [(one, feed) for one in tree for feed in one.pending()]
+        return pending({fan, *(() if fan.wait is None else fan.wait.fans)})
 
 
 def _reached(buffer: Holder) -> set[Holder]:
@@ -251,8 +278,7 @@ def _reached(buffer: Holder) -> set[Holder]:
 
 def _call(item: _Item) -> None:
     try:
-        with working_for(item.origin):
-            item.context.run(item.call)
+        work_for(item.origin, lambda: item.context.run(item.call))
     except BaseException as error:
         logger.exception("what follows a buffer failed")
         if isinstance(error, KeyboardInterrupt):

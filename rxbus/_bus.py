@@ -5,24 +5,28 @@ from __future__ import annotations
 import threading
 from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
+from time import sleep
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
 import msgspec
 from reactivex.observer import Observer
 
-from rxbus._acknowledgement import Receipt, current_place
+from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, lanes_held
 from rxbus._delivery import publish
 from rxbus._delivery_async import publish_async
 from rxbus._event import Topic, name_of
 from rxbus._fan_out import ledger, logger
-from rxbus._here import Here, places
+from rxbus._here import Here, local, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
 from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler
 from rxbus._topic import Subscription, TopicSubject
+from rxbus._workers import Crew
 from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 
 T = TypeVar("T")
@@ -75,10 +79,12 @@ class EventBus:
         if not isinstance(max_chain, int) or max_chain < 1:
             raise InvalidArgument(f"max_chain is at least 1, not {max_chain!r}")
         self._scheduler = scheduler or BlockingScheduler()
-        self._hub = Hub(self._scheduler, max_chain)
+        self._crew = Crew(self._scheduler)
+        self._hub = Hub(self._crew, max_chain)
         self._registry = Registry(self._hub)
         self._logs = self._registry.logs
-        self._scheduler.acquire()
+        self._scheduler.acquire(self)
+        self._closed = False
         self._close_lock = threading.Lock()  # held while the bus closes: a second close waits for the first
 
     @property
@@ -265,7 +271,8 @@ class EventBus:
         return Statistics(topics, len(lanes), published, acknowledged, failed, pending, self._scheduler.workers)
 
     def _is_inside(self, here: Here) -> bool:
-        return here.feed is not None and here.feed.log.hub is self._hub
+        feed = here.feed  # once: another thread's
+        return feed is not None and feed.log.hub is self._hub
 
     def close(self) -> None:
         """Waits for running deliveries, completes all observers, ends all threads.
@@ -274,29 +281,41 @@ class EventBus:
         handed on; what is deferred counts as given. A second call does nothing. An interrupted call can be repeated.
 
         Raises:
-            RxBusError: Called inside a handler or a scheduled action, which it would wait for.
+            RxBusError: Called inside a handler or a scheduled action that it would wait for.
         """
-        if current_place() is not None or self._scheduler.is_worker():
+        if self._would_wait_for_itself():
             raise RxBusError("close() inside a handler would wait for that handler: call it from outside")
         with self._close_lock:
-            if self._hub.closed:
+            if self._closed:
                 return
             self._hub.closing = True
             with self._registry.lock:
                 logs = list(self._registry.logs.values())
             for log in logs:
                 log.reserve()
-            self._wait_until_quiet()
+            self._wait_until_quiet(set())
             with self._registry.lock:
                 attachments = list(self._registry.attachments)
             for attachment in reversed(attachments):  # what flushes on completion may publish to those attached before
                 attachment.finish()
-            self._wait_until_quiet()
+            self._wait_until_quiet({attachment.lane for attachment in attachments})
             self._hub.closed = True
-            self._scheduler.release()
+            self._scheduler.release(self)
+            self._closed = True
 
-    def _wait_until_quiet(self) -> None:
-        """Waits until a whole round over the lanes has found nothing that came since it began.
+    def _would_wait_for_itself(self) -> bool:
+        here, place = local.here, coroutine_place.get()
+        if here.feed is not None or here.origin is not None:
+            place = here.origin
+        inside = any(lane.engine is self._crew for lane in lanes_held(here))
+        if isinstance(place, Delivery):
+            inside |= not place.ended and place.feed.lane.engine is self._crew
+        elif place is not None:
+            inside |= place.log.hub is self._hub
+        return inside or self._scheduler.is_worker()
+
+    def _wait_until_quiet(self, leaving: set[Lane]) -> None:
+        """Waits until a whole round over the lanes, and those that are leaving, finds nothing that came since it began.
 
         What is deferred counts as given, whenever it turns up. So do coroutines of an event loop that runs on this very
         thread, since they cannot go on before it does: their observers leave.
@@ -304,20 +323,21 @@ class EventBus:
         loop = _get_running_loop()
         while True:
             with self._registry.lock:
-                lanes = {attachment.lane for attachment in self._registry.attachments}
+                lanes = leaving | {attachment.lane for attachment in self._registry.attachments}
                 before = sum(log.published for log in self._registry.logs.values())
             flush = _Flush(lanes)
             while flush.left:
                 flush.left -= self._let_go(loop)
                 flush.wait(None if loop is None else CLOSING_LOOK)
             _give_what_is_deferred(lanes)
-            while not self._scheduler.join(CLOSING_LOOK):
+            while not self._crew.join(CLOSING_LOOK) or self._is_anybody_inside():
                 self._let_go(loop)
                 _give_what_is_deferred(lanes)
+                sleep(CLOSING_LOOK / 10)
             lanes -= self._let_go(loop)
             with self._registry.lock:
                 after = sum(log.published for log in self._registry.logs.values())
-                lanes &= {attachment.lane for attachment in self._registry.attachments}
+                lanes &= leaving | {attachment.lane for attachment in self._registry.attachments}
             if before == after and not any(lane.inbox for lane in lanes):
                 return
 
@@ -332,6 +352,11 @@ class EventBus:
         for attachment in busy:
             attachment.finish()
         return {attachment.lane for attachment in busy}
+
+    def _is_anybody_inside(self) -> bool:
+        """Whether a handler is running still, though its observer has left."""
+        threads = [(here, here.delivery) for here in list(places.values())]
+        return any(self._is_inside(here) and (delivery is None or delivery.inside) for here, delivery in threads)
 
     def __enter__(self) -> EventBus:
         return self
@@ -353,25 +378,24 @@ class _Flush:
 
     def __init__(self, lanes: set[Lane]) -> None:
         self.left = set(lanes)
-        self._said = threading.Semaphore(0)
+        self._said: SimpleQueue[None] = SimpleQueue()
         for lane in lanes:
             lane.post(partial(self._say, lane))
 
     def _say(self, lane: Lane) -> None:
         self.left.discard(lane)
-        self._said.release()
+        self._said.put(None)
 
     def wait(self, timeout: float | None) -> None:
         """Waits for the next to say so, or for so many seconds; not at all where all have."""
         if self.left:
-            self._said.acquire(timeout=timeout)
+            with suppress(Empty):
+                self._said.get(timeout=timeout)
 
 
 def _give_what_is_deferred(lanes: set[Lane]) -> None:
     """Counts open deferrals as given."""
     with ledger:
         open_ = [d for lane in lanes for d in lane.deliveries if not d.holds and not d.inside]
-        held = [delivery.fan.contents() for delivery in open_]
-        for delivery in open_:
-            delivery.leave()
-    del held  # outside the ledger: destructors are user code
+    for delivery in open_:
+        delivery.leave()

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import Delivery, coroutine_place, current_delivery, current_place, working_for
+from rxbus._acknowledgement import (
+    Acknowledgement,
+    Delivery,
+    coroutine_place,
+    current_delivery,
+    current_place,
+    work_for,
+)
 from rxbus._fan_out import logger
 from rxbus._here import Origin, local
 from rxbus.errors import InvalidArgument, RxBusError
@@ -22,10 +29,21 @@ _R = TypeVar("_R")
 Place = Delivery | Origin | None
 
 
-class _Coroutine:
-    """What holds the turn for an async handler."""
+class _OnLoop(Acknowledgement):
+    """An acknowledgement that an event loop owes: the monitor gives it, should the loop be closed before it can."""
 
-    held = False
+    __slots__ = ("_loops",)
+
+    def __init__(self, delivery: Delivery, loop: asyncio.AbstractEventLoop, turn: bool = False) -> None:
+        engine = delivery.feed.lane.engine
+        self._loops = engine.loops
+        super().__init__(delivery, turn)
+        self._loops[self] = loop
+        engine.monitor.wake()
+
+    def give(self, error: BaseException | None = None) -> None:
+        self._loops.pop(self, None)
+        super().give(error)
 
 
 def on_loop(
@@ -38,23 +56,18 @@ def on_loop(
         assert delivery is not None
         context = copy_context()
         context.run(coroutine_place.set, delivery)
+        held = _OnLoop(delivery, loop, turn=True)
 
         def done(task: asyncio.Task[object]) -> None:
-            if task.cancelled():
-                delivery.settle(RxBusError("the handler's coroutine was cancelled"), holds=True)
-            else:
-                delivery.settle(task.exception(), holds=True)
+            held.give(RxBusError("the handler's coroutine was cancelled") if task.cancelled() else task.exception())
 
         def begin() -> None:
             loop.create_task(_call(function, event), context=context).add_done_callback(done)
 
-        hold = _Coroutine()
         try:
-            delivery.hold(hold)
             loop.call_soon_threadsafe(begin)
         except BaseException as error:
-            if hold.held:
-                delivery.settle(holds=True)
+            held.give()
             if isinstance(error, RuntimeError):
                 raise RxBusError("the event loop of an async handler has been closed") from error
             raise
@@ -132,8 +145,8 @@ class _Mapping:
         self._function = function
         self._limit = limit
         self._observer = observer
-        self._items: deque[tuple[Any, Place, Context]] = deque()  # not begun
-        self._tasks: deque[tuple[asyncio.Task[Any], Place]] = deque()  # begun, in order
+        self._items: deque[tuple[Any, Place, _OnLoop | None, Context]] = deque()  # not begun
+        self._tasks: deque[tuple[asyncio.Task[Any], Place, _OnLoop | None]] = deque()  # begun, in order
         self._end: Callable[[], None] | None = None
         self._stopped = False
 
@@ -141,12 +154,11 @@ class _Mapping:
         place = current_place()
         context = copy_context()
         context.run(coroutine_place.set, place)
-        if isinstance(place, Delivery):
-            place.defer()
+        owed = _OnLoop(place, self.loop) if isinstance(place, Delivery) else None
         try:
-            self.loop.call_soon_threadsafe(self._take, value, place, context)
+            self.loop.call_soon_threadsafe(self._take, value, place, owed, context)
         except RuntimeError as error:
-            _settle(place)
+            _give(owed)
             raise RxBusError("the event loop of map_async has been closed") from error
 
     def on_error(self, error: Exception) -> None:
@@ -168,8 +180,8 @@ class _Mapping:
         except RuntimeError:  # the loop has been closed: nothing runs there any more
             self._stopped = True
 
-    def _take(self, value: Any, place: Place, context: Context) -> None:
-        self._items.append((value, place, context))
+    def _take(self, value: Any, place: Place, owed: _OnLoop | None, context: Context) -> None:
+        self._items.append((value, place, owed, context))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -180,9 +192,9 @@ class _Mapping:
             self._finish(lambda: None)
             return
         while self._items and len(self._tasks) < self._limit:
-            value, place, context = self._items.popleft()
+            value, place, owed, context = self._items.popleft()
             task = self.loop.create_task(self._call(value), context=context)
-            self._tasks.append((task, place))
+            self._tasks.append((task, place, owed))
             task.add_done_callback(lambda _: self._go_on())
         if self._end is not None and not self._tasks and not self._items:
             self._finish(self._end)
@@ -190,14 +202,13 @@ class _Mapping:
     async def _call(self, value: Any) -> Any:
         return await self._function(value)
 
-    def _hand_on(self, task: asyncio.Task[Any], place: Place) -> None:
+    def _hand_on(self, task: asyncio.Task[Any], place: Place, owed: _OnLoop | None) -> None:
         error: BaseException | None = None
         try:
-            with working_for(place):
-                self._emit(task)
+            work_for(place, lambda: self._emit(task))
         except BaseException as raised:
             error = raised
-        _settle(place, error)
+        _give(owed, error)
 
     def _emit(self, task: asyncio.Task[Any]) -> None:
         failure = RxBusError("the coroutine was cancelled") if task.cancelled() else task.exception()
@@ -212,19 +223,19 @@ class _Mapping:
     def _finish(self, tell: Callable[[], None]) -> None:
         self._stopped = True
         self._end = None
-        for task, place in self._tasks:
+        for task, _, owed in self._tasks:
             task.cancel()
-            _settle(place)
-        for _, place, _ in self._items:
-            _settle(place)
+            _give(owed)
+        for _, _, owed, _ in self._items:
+            _give(owed)
         self._tasks.clear()
         self._items.clear()
         tell()
 
 
-def _settle(place: Place, error: BaseException | None = None) -> None:
-    """Ends what was deferred, where somebody waits for it; a failure that nobody waits for is logged."""
-    if isinstance(place, Delivery):
-        place.settle(error)
+def _give(owed: _OnLoop | None, error: BaseException | None = None) -> None:
+    """Gives an acknowledgement, where somebody waits for it; a failure that nobody waits for is logged."""
+    if owed is not None:
+        owed.give(error)
     elif error is not None:
         logger.error("what follows map_async failed", exc_info=error)

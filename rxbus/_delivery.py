@@ -11,17 +11,17 @@ time, and time has no circle.
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any
 
 from reactivex.scheduler.currentthreadscheduler import CurrentThreadSchedulerSingleton
 from reactivex.scheduler.trampoline import Trampoline
 
-from rxbus._acknowledgement import Receipt, coroutine_place, current_fan_out, standing
+from rxbus._acknowledgement import Receipt, coroutine_place, current_fan_out, work_for_coroutine
 from rxbus._event import Event
-from rxbus._fan_out import FanOut, ledger
+from rxbus._fan_out import FanOut, is_ctrl_c, ledger, pending
 from rxbus._here import Here, local, places, run_later
 from rxbus._lane import Entry, Lane, deliver, drop, hand, hand_over
 from rxbus._log import Log, Retired
@@ -77,13 +77,14 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
                 return Receipt(event, 1)
     except BaseException as raised:
         error = raised
-    fan = delivery = None
+    fan = None
     try:
         try:
             if called and not given:
-                fan = current_fan_out(here)
-                delivery = here.delivery
-                _take_in(log, here, fan, feed, error)
+                fan = _take_in(here, feed, error)
+        except BaseException:  # interrupted
+            fan = _take_in(here, feed, error)
+            raise
         finally:
             here.feed = here.event = here.fan = here.delivery = None
             if here.kept:
@@ -91,28 +92,33 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
             elif not given:
                 lane.free = True
         lane.visit()
-    except BaseException:  # interrupted: somebody else has to look at the mail
-        log.hub.engine.submit(lane.visit)
+        if here.later:
+            run_later(here)
+        if fan is not None:
+            return _settle(log, event, fan, None, None)
+    except BaseException:
+        if fan is not None:
+            give_up(fan, ())
+        if lane.inbox:  # interrupted: somebody else has to look at it
+            log.hub.engine.submit(lane.visit)
         raise
-    if here.later:
-        run_later(here)
-    if fan is None:
-        if error is not None:
-            raise error
-        return _publish_to_all(log, here, payload)
-    return _settle(log, event, fan, 1 if delivery is None else 0, None, None)
+    if error is not None:
+        raise error
+    return _publish_to_all(log, here, payload)
 
 
 def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw: bool = False) -> Receipt:
     """Publishes, whoever listens and wherever the thread stands; with `raw`, `payload` itself is the event."""
     here = local.here
+
+    def go_on() -> Receipt:
+        return _publish_to_all(log, here, payload, timeout, raw)
+
     if here.feed is None and coroutine_place.get() is not None:
-        with standing():
-            return _publish_to_all(log, here, payload, timeout, raw)
+        return work_for_coroutine(go_on)
     if not here.trampoline._idle:
-        with _own_trampoline(here):
-            return _publish_to_all(log, here, payload, timeout, raw)
-    return _publish_to_all(log, here, payload, timeout, raw)
+        return _on_own_trampoline(here, go_on)
+    return go_on()
 
 
 def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
@@ -124,41 +130,44 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
     here.begun = None
     fan: FanOut | None = None
     try:
-        fan = log.append(here, payload, raw, _get_running_loop())
-        here.origin = None  # its handlers' publishes are caused by this event
-        event = fan.event
-        if not fan.feeds:
-            return Receipt(event, 0)
-        entry = here.begun
-        assert entry is not None
-        if before is None and timeout is None:
-            done = round_lanes(log, here, entry, fan)
-        else:
-            done = _nested_round(log, here, entry, fan, timeout is not None)
-    except Retired:
-        return publish_to_all(log.hub.resolve(log.name), payload, timeout=timeout, raw=raw)
-    except BaseException as error:
-        if fan is None and here.begun is not None:
-            fan = here.begun.fan
-        if fan is not None and fan.missing < 0:
-            _abandon(log, here, fan, fan.done, None, error)
+        try:
+            fan = log.append(here, payload, raw, _get_running_loop())
+            here.origin = None  # its handlers' publishes are caused by this event
+            event = fan.event
+            if not fan.feeds:
+                return Receipt(event, 0)
+            entry = here.begun
+            assert entry is not None
+            if before is None and timeout is None:
+                done = round_lanes(log, here, entry, fan)
+            else:
+                done = _nested_round(log, here, entry, fan, timeout is not None)
+        except Retired:
+            return publish_to_all(log.hub.resolve(log.name), payload, timeout=timeout, raw=raw)
+        except BaseException:
+            if here.begun is not None:
+                fan = here.begun.fan
+            raise
+        finally:
+            if before is None:
+                here.feed = here.event = here.fan = None
+            else:
+                here.feed, here.event, here.fan, here.delivery = before
+            here.origin = origin
+            here.begun = begun
+            if here.later:
+                run_later(here)
+        if done == len(fan.feeds) and fan.wait is None:
+            entry.fan = None
+            return Receipt(event, done)
+        return _settle(log, event, fan, deadline, timeout)
+    except BaseException:
+        if fan is not None:
+            give_up(fan, fan.feeds)
         raise
     finally:
-        if before is None:
-            here.feed = here.event = here.fan = None
-        else:
-            here.feed, here.event, here.fan, here.delivery = before
-        here.origin = origin
-        here.begun = begun
-        if here.later:
-            run_later(here)
-    if done == len(fan.feeds) and fan.wait is None:
-        entry.fan = None
-        return Receipt(event, done)
-    try:
-        return _settle(log, event, fan, done, deadline, timeout)
-    finally:
-        fan.parent = fan.by = None
+        if fan is not None:
+            fan.parent = fan.by = None
 
 
 def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool) -> int:
@@ -168,11 +177,10 @@ def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool)
         if here.depth > MAX_DEPTH:
             for feed in fan.rest:
                 feed.lane.inbox.append((feed, fan.id))
-                here.later.append(feed.lane.visit)
+                here.later.append((feed.lane.visit, feed.lane.engine.submit))
             return 0
         if remote and log.hub.engine.limit != 0:
-            with ledger:
-                fan.waiting().serves = False
+            fan.waiting().serves = False
             hand_over(fan)
             return 0
         return round_lanes(log, here, entry, fan)
@@ -213,13 +221,19 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
             on_next = feed.on_next  # after the cursor has moved: see Attachment.leave
             if on_next is None:
                 lane.free = True
-                drop(feed, entry.id, fan)
+                try:
+                    drop(feed, entry.id, fan)
+                except BaseException:
+                    drop(feed, entry.id, fan)
+                    raise
                 continue
             held = lane
             here.feed = feed
             try:
                 on_next(event)
-            except Exception as error:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 if here.delivery is None:
                     fan.fail_here(error, feed)
                 else:
@@ -241,26 +255,58 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
                 feed = fan.last.pop()
                 feed.lane.post((feed, fan.id))
     except BaseException as error:
-        _abandon(log, here, fan, done, held, error)
+        if held is not None:
+            done += _interrupted(here, fan, held, error)
         raise
-    fan.done = done
+    finally:
+        fan.done = done
     return done
 
 
-def _settle(log: Log, event: Any, fan: FanOut, done: int, deadline: float | None, timeout: float | None) -> Receipt:
+def _interrupted(here: Here, fan: FanOut, held: Lane, error: BaseException) -> bool:
+    """The publisher was struck inside of a handler, or next to it; says whether that delivery has ended with this."""
+    delivery, here.delivery = here.delivery, None
+    if delivery is not None:
+        delivery.returned(here, error)
+    elif here.feed is not None:
+        fan.fail_here(error, here.feed)
+    if not here.kept:
+        held.free = True
+    here.kept = False
+    return delivery is None
+
+
+def give_up(fan: FanOut, feeds: tuple[Feed, ...]) -> None:
+    """The publisher was interrupted: what it has not done goes to workers. Idle where it has come to its end."""
+    wait = fan.waiting()
+    if wait.gone:
+        return
+    engine = fan.log.hub.engine
+    fan.close_round()
+    engine.waiting.pop(fan, None)
+    wait.leave(engine.submit)
+    for feed in feeds:
+        if feed.cursor.id < fan.id:
+            feed.lane.inbox.append((feed, fan.id))
+        if feed.lane.inbox:
+            engine.submit(feed.lane.visit)
+
+
+def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: float | None) -> Receipt:
     """Waits for what the round has left over, and tells how it all ended."""
     count = len(fan.feeds)
-    fan.close_round(done)
+    fan.close_round()
     wait = fan.wait
     in_time = True
     if wait is not None:
         engine = log.hub.engine
-        if fan.root is None:
-            engine.waiting[fan] = None
         try:
-            if fan.origin is not None and fan.root is None and wait.count > 0:
-                fan.origin.holder.check(fan)
-            in_time = wait.fatal is not None or wait.sleep(deadline)
+            engine.monitor.wake()
+            if fan.root is None:
+                engine.waiting[fan] = None
+                if fan.origin is not None and wait.count > 0:
+                    fan.origin.holder.check(fan)
+            in_time = wait.sleep(deadline)
         finally:
             engine.waiting.pop(fan, None)
             if fan.origin is not None and fan.origin.fan is fan:
@@ -270,28 +316,28 @@ def _settle(log: Log, event: Any, fan: FanOut, done: int, deadline: float | None
 
 
 def outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeout: float | None) -> Receipt:
+    """Tells how it all ended, once the publisher waits no longer."""
     with ledger:
-        wait = fan.wait
         queued = fan.missing - fan.ended
         receipt = Receipt(event, count - queued - fan.lost, queued)
-        pending: tuple[str, ...] = ()
-        if wait is not None and not in_time:
-            late = (fan,) if fan.root is not None else tuple(wait.fans)
-            names = [feed.name for one in late for feed in one.pending()]
-            pending = tuple(dict.fromkeys(names + (_inside(fan) if fan.root is None else [])))
+    wait = fan.wait
     if wait is None:
         return receipt
-    failures = wait.failures
-    if wait.fatal is not None:
-        raise _noting(wait.fatal, failures)
+    failures = list(wait.failures.values())
+    for error in failures:
+        if not isinstance(error, Exception):
+            raise _noting(error, [other for other in failures if other is not error])
     if not in_time and timeout is not None:
-        raise _noting(AcknowledgementTimeout(log.name, timeout, pending), failures)
+        late = pending((fan,) if fan.root is not None else tuple(wait.fans))
+        names = [feed.name for _, feed in late] + (_inside(fan) if fan.root is None else [])
+        raise _noting(AcknowledgementTimeout(log.name, timeout, tuple(dict.fromkeys(names))), failures)
     if failures:
-        raise PublishError(f"publish to {log.name!r}: {len(failures)} failed", failures, receipt)
+        errors = [error for error in failures if isinstance(error, Exception)]
+        raise PublishError(f"publish to {log.name!r}: {len(errors)} failed", errors, receipt)
     return receipt
 
 
-def _noting(error: BaseException, failures: list[Exception]) -> BaseException:
+def _noting(error: BaseException, failures: list[BaseException]) -> BaseException:
     """Tells of failures in the notes of an error that goes before them.
 
     A function, since a frame that names what it raises is a cycle, and would keep the payload.
@@ -308,41 +354,19 @@ def _inside(fan: FanOut) -> list[str]:
     return [feed.name for feed, one in here_and_there if feed is not None and one is not None and one.top is fan]
 
 
-def _abandon(log: Log, here: Here, fan: FanOut, done: int, held: Lane | None, error: BaseException) -> None:
-    """The publisher was interrupted: what it has not done goes to workers, and nothing stays taken."""
-    if held is not None:
-        if here.delivery is not None:
-            here.delivery.returned(here, error)
-        else:
-            done += 1
-            if here.feed is not None:
-                fan.fail_here(error, here.feed)
-        if here.kept:
-            here.kept = False
-        else:
-            held.free = True
-        here.delivery = None
-    feeds = fan.feeds
-    fan.close_round(done)
-    with ledger:
-        fan.waiting().gone = True
-    engine = log.hub.engine
-    for feed in feeds:
-        if feed.cursor.id < fan.id:
-            feed.lane.inbox.append((feed, fan.id))
-        if feed.lane.inbox:
-            engine.submit(feed.lane.visit)
-
-
-def _take_in(log: Log, here: Here, fan: FanOut, feed: Feed, error: BaseException | None) -> None:
+def _take_in(here: Here, feed: Feed, error: BaseException | None) -> FanOut:
+    """The only observer has returned, or failed, and there is something to be counted."""
+    fan = current_fan_out(here)
     if here.delivery is not None:
         here.delivery.returned(here, error)
-    elif error is not None:
-        fan.fail_here(error, feed)
+    else:
+        fan.done = 1
+        if error is not None:
+            fan.fail_here(error, feed)
+    return fan
 
 
-@contextmanager
-def _own_trampoline(here: Here) -> Iterator[None]:
+def _on_own_trampoline(here: Here, call: Callable[[], Receipt]) -> Receipt:
     """Gives a publish inside a cold source a trampoline of its own.
 
     A cold source that emits while it is being subscribed runs on Rx's trampoline of this thread, which would put off
@@ -350,9 +374,10 @@ def _own_trampoline(here: Here) -> Iterator[None]:
     """
     threads = CurrentThreadSchedulerSingleton._local
     outer = here.trampoline
-    here.trampoline = threads.tramp = Trampoline()
+    own = Trampoline()
     try:
-        yield
+        here.trampoline = threads.tramp = own
+        return call()
     finally:
         here.trampoline = threads.tramp = outer
 

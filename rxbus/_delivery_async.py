@@ -8,8 +8,8 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from rxbus._acknowledgement import Receipt, standing
-from rxbus._delivery import outcome, round_lanes
+from rxbus._acknowledgement import Receipt, work_for_coroutine
+from rxbus._delivery import give_up, outcome, round_lanes
 from rxbus._fan_out import FanOut, ledger
 from rxbus._here import local, run_later
 from rxbus._lane import Entry, hand_over
@@ -21,8 +21,7 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
     loop = asyncio.get_running_loop()
     here = local.here
     try:
-        with standing():
-            fan = log.append(here, payload, False, None)
+        fan = work_for_coroutine(lambda: log.append(here, payload, False, None))
     except Retired:
         return await publish_async(log.hub.resolve(log.name), payload, timeout)
     event = fan.event
@@ -32,8 +31,8 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
     engine = log.hub.engine
     settled = asyncio.Event()
     count = len(fan.feeds)
+    wait = fan.waiting()
     with ledger:
-        wait = fan.waiting()
         wait.count += 1  # the round itself
         wait.serves = engine.limit == 0
         wait.wake = lambda: _call_soon(loop, settled.set)
@@ -42,11 +41,12 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         engine.submit(lambda: context.run(_round_async, log, entry, fan))
     else:
         hand_over(fan)
-        _end_round_async(fan, 0)
+        _end_round_async(fan)
     in_time = True
-    if fan.root is None:
-        engine.waiting[fan] = None
     try:
+        engine.monitor.wake()
+        if fan.root is None:
+            engine.waiting[fan] = None
         await asyncio.wait_for(settled.wait(), timeout)
     except TimeoutError:
         in_time = False
@@ -60,25 +60,26 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
     here = local.here
     before = here.feed, here.event, here.fan, here.delivery
     here.depth += 1
-    done = 0
     try:
-        done = round_lanes(log, here, entry, fan)
-    except BaseException:  # a handler's: the round has been given up, and the publisher told, who raises it
-        if fan.missing < 0:
-            raise
+        round_lanes(log, here, entry, fan)
+    except BaseException:  # Ctrl-C, where the round is made on the event loop's own thread
+        give_up(fan, fan.feeds)
+        raise
     finally:
         here.feed, here.event, here.fan, here.delivery = before
         here.depth -= 1
         if here.later:
             run_later(here)
-        _end_round_async(fan, done)
+        _end_round_async(fan)
 
 
-def _end_round_async(fan: FanOut, done: int) -> None:
-    if fan.missing < 0:
-        fan.close_round(done)
+def _end_round_async(fan: FanOut) -> None:
+    fan.close_round()
+    wait = fan.waiting()
     with ledger:
-        fan.waiting().down()
+        wait.count -= 1
+    if wait.count <= 0:
+        wait.ring()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ import logging
 import threading
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
@@ -34,8 +34,13 @@ FOREVER = 1e8  # seconds, three years: more than that no clock takes
 logger = logging.getLogger("rxbus")
 
 # Guards FanOut.missing/ended/lost, every field of Wait and Delivery, Lane.deliveries, Feed.cut and Attachment.left.
-# Nothing that can block, raise or run foreign code happens while it is held; no other lock is taken under it.
-ledger = threading.Lock()
+# Nothing that can block, raise or run foreign code happens while it is held; no other lock is taken under it. An RLock,
+# since the garbage collector may run a destructor in the midst of it, and that one may detach an observer.
+#
+# Ctrl-C leaves no count half done: CPython looks for signals when a function is entered, when it jumps back and when a
+# C function has returned, so that statements without calls are atomic. Each section is such a piece, or can be made
+# again: what it ends knows that it has ended. Publishers are rung up afterwards, once too often rather than not at all.
+ledger = threading.RLock()
 
 
 class FanOut(msgspec.Struct, eq=False):
@@ -59,7 +64,7 @@ class FanOut(msgspec.Struct, eq=False):
     missing: int = -1  # how many deliveries others must end; known when the publisher's round is over
     ended: int = 0  # how many others have ended
     lost: int = 0  # how many ended without an acknowledgement: failed, or the observer left
-    refused: tuple[Feed, ...] = ()  # those that are not to be delivered to, having been ended as failed
+    refused: tuple[Feed, ...] = ()  # those that are not to be delivered to: that has ended
     wait: Wait | None = None
 
     @property
@@ -68,40 +73,50 @@ class FanOut(msgspec.Struct, eq=False):
         return self.root or self
 
     def waiting(self) -> Wait:
-        """The Wait of this event's publisher. Under the ledger."""
+        """The Wait of this event's publisher, made when it is needed first."""
         if self.wait is None:
-            self.wait = Wait()
+            wait = Wait()
+            with ledger:
+                self.wait = self.wait or wait
         return self.wait
 
     def end(self, lost: bool = False) -> None:
-        """Ends one delivery on behalf of the publisher. Under the ledger."""
+        """Ends one delivery on behalf of the publisher, who is to be rung up then. Under the ledger; atomic."""
         self.ended += 1
         self.lost += lost
         if self.ended == self.missing:
-            self.top.waiting().close(self)
-            self.forget()
-
-    def forget(self) -> None:
-        """Lets go of what a quiet topic must not pin: its last entry stays until the next event comes."""
-        self.event = self.context = None
-        self.feeds = ()
+            wait = (self.root or self).wait
+            if wait is not None and self in wait.fans:
+                del wait.fans[self]
+                wait.count -= 1
+            self.event = self.context = None  # a quiet topic must not pin them: its last entry stays until the next
+            self.feeds = ()
 
     def contents(self) -> object:
-        """What `forget` lets go of: to be held until the ledger has been let go of, since destructors are user code."""
+        """What the end lets go of: to be held until the ledger has been let go of, since destructors are user code."""
         return self.event, self.context, self.feeds
 
-    def close_round(self, done: int) -> int:
-        """Takes in that the publisher's round is over and `done` deliveries ended in it; says how many are missing."""
+    def ring(self) -> None:
+        """Wakes the publisher of the tree if nothing is missing any more. Not under the ledger."""
+        wait = (self.root or self).wait
+        if wait is not None and wait.count <= 0:
+            wait.ring()
+
+    def close_round(self) -> None:
+        """Takes in that the publisher's round is over; `done` is known. Idle the second time."""
         held = self.contents()
+        missing = len(self.feeds) - self.done
+        wait = self.top.waiting()
         with ledger:
-            self.missing = len(self.feeds) - done
-            missing = self.missing - self.ended
-            if missing:
-                self.top.waiting().open(self)
-            else:
-                self.forget()
+            if self.missing < 0:
+                self.missing = missing
+                if self.ended < missing:
+                    wait.fans[self] = None
+                    wait.count += 1
+                else:
+                    self.event = self.context = None
+                    self.feeds = ()
         del held
-        return missing
 
     def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None, counts: bool = True) -> None:
         """Keeps a failure for the publisher that is told of it: the nested one that waits for it, or the outermost."""
@@ -109,49 +124,56 @@ class FanOut(msgspec.Struct, eq=False):
         with suppress(Exception):  # an error that takes no note must not keep the delivery from ending
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)
+        key = self, feed, id(error)
+        outermost = self.top.waiting()
         with ledger:
-            self.log.hub.failed += counts
-            told = (self.top.waiting() if wait is None or wait.gone else wait).tell(error)
-        if not told:
+            told = outermost if wait is None or wait.gone else wait
+            if key not in told.failures:
+                told.failures[key] = error
+                self.log.hub.failed += counts
+        if told.gone:
             logger.error("a handler failed after its publisher had gone: %s", note, exc_info=error)
 
     def fail_here(self, error: BaseException, feed: Feed) -> None:
         """A handler has failed in the publisher's own round, in which it is counted as ended."""
         with ledger:
             self.lost += 1
-            wait = self.waiting()
-        self.fail(error, feed, wait)
+        self.fail(error, feed, self.waiting())
 
     def refuse(self, feed: Feed, error: Exception) -> None:
         """Ends a delivery that has not begun as failed; the lane's turn must be held, or its holder blocked."""
         self.fail(error, feed)
         held = self.contents()
         with ledger:
-            self.refused = (*self.refused, feed)
             self.end(lost=True)
+            self.refused = (*self.refused, feed)
+        self.ring()
         del held
 
-    def pending(self) -> tuple[Feed, ...]:
-        """Who has not ended the delivery of this event. Under the ledger."""
-        return tuple(
-            feed
-            for feed in self.feeds
-            if feed.cut is None
-            and feed not in self.refused
-            and (feed.cursor.id < self.id or any(d.fan is self and d.feed is feed for d in feed.lane.deliveries))
-        )
+
+def pending(fans: Iterable[FanOut]) -> list[tuple[FanOut, Feed]]:
+    """Which deliveries of some events have not ended."""
+    with ledger:
+        fans = list(fans)
+        lanes = {feed.lane for fan in fans for feed in fan.feeds}
+        open_ = {(delivery.fan, delivery.feed) for lane in lanes for delivery in lane.deliveries}
+        return [
+            (fan, feed)
+            for fan in fans
+            for feed in fan.feeds
+            if feed.cut is None and feed not in fan.refused and (feed.cursor.id < fan.id or (fan, feed) in open_)
+        ]
 
 
 class Wait:
-    """What one publisher waits for. Its methods are called under the ledger, except where they say otherwise."""
+    """What one publisher waits for."""
 
-    __slots__ = ("bell", "count", "failures", "fans", "fatal", "gone", "jobs", "serves", "wake")
+    __slots__ = ("bell", "count", "failures", "fans", "gone", "jobs", "serves", "wake")
 
     def __init__(self) -> None:
-        self.count = 0
-        self.fans: dict[FanOut, None] = {}  # the events of the tree that have not ended
-        self.failures: list[Exception] = []
-        self.fatal: BaseException | None = None  # a handler's BaseException, raised again at the publisher
+        self.count = 0  # the events of the tree that have not ended, and what a nested publisher has begun itself
+        self.fans: dict[FanOut, None] = {}  # those events
+        self.failures: dict[tuple[FanOut, Feed, int], BaseException] = {}  # each once, though an interrupt tells twice
         self.serves = True  # the publisher may run handlers while it waits; not with a timeout: it could not leave them
         self.gone = False  # the publisher has left: nothing more can be told to it
         self.jobs: deque[Job] = deque()  # what it was offered to do; each stays until it is done
@@ -160,48 +182,25 @@ class Wait:
         self.bell: SimpleQueue[None] | None = None
         self.wake: Callable[[], object] | None = None  # instead of the bell, where no thread waits
 
-    def open(self, fan: FanOut) -> None:
-        """Takes a fan-out into the tree that the publisher waits for."""
-        self.fans[fan] = None
-        self.count += 1
-
-    def close(self, fan: FanOut) -> None:
-        """Takes it out again."""
-        if fan in self.fans:
-            del self.fans[fan]
-            self.down()
-
-    def down(self) -> None:
-        """Counts one down, and wakes the publisher at zero."""
-        self.count -= 1
-        if self.count == 0:
-            if self.bell is not None:
-                self.bell.put(None)
-            if self.wake is not None:
-                self.wake()
-
-    def tell(self, error: BaseException) -> bool:
-        """Keeps a failure for the publisher; False where it has gone."""
-        if isinstance(error, Exception):
-            self.failures.append(error)
-        else:
-            self.fatal = error
-        return not self.gone
+    def ring(self) -> None:
+        """Has the publisher look. Not under the ledger."""
+        if self.bell is not None:
+            self.bell.put(None)
+        if self.wake is not None:
+            self.wake()
 
     def offer(self, job: Job) -> bool:
         """Gives the publisher something to do; False where it will not come to do it."""
-        if self.gone or not self.serves:
-            return False
-        self.jobs.append(job)
-        if self.bell is not None:
-            self.bell.put(None)
-        return True
+        with ledger:
+            accepted = self.serves and not self.gone
+            if accepted:
+                self.jobs.append(job)
+        if accepted:
+            self.ring()
+        return accepted
 
     def sleep(self, deadline: float | None) -> bool:
-        """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed.
-
-        Not under the ledger.
-        """
+        """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed."""
         with ledger:
             if self.bell is None:
                 self.bell = SimpleQueue()
@@ -209,8 +208,7 @@ class Wait:
         outer, here.wait = here.wait, self
         try:
             while True:
-                while self.jobs:
-                    self._do(self.jobs[0])
+                self.pass_on(_do)
                 if self.count <= 0:
                     return True
                 try:
@@ -220,24 +218,30 @@ class Wait:
         finally:
             here.wait = outer
 
-    def _do(self, job: Job) -> None:
-        job()
-        with suppress(ValueError):  # the monitor may have given it to a worker
-            self.jobs.remove(job)
-
     def leave(self, submit: Callable[[Job], object]) -> None:
-        """Ends the waiting, done or not, and passes on what it was offered and has not done. Not under the ledger."""
+        """Ends the waiting, done or not, and passes on what it was offered and has not done. Can be made again."""
         with ledger:
             self.gone = True
         self.pass_on(submit)
 
     def pass_on(self, submit: Callable[[Job], object]) -> int:
-        """Passes on what was offered; says how much. Not under the ledger."""
+        """Passes on what was offered; says how much. The monitor may do so too: no job minds being run twice."""
         passed = 0
-        while self.jobs:
-            job = self.jobs[0]
+        while True:
+            try:
+                job = self.jobs[0]
+            except IndexError:
+                return passed
             submit(job)
             passed += 1
             with suppress(ValueError):
                 self.jobs.remove(job)
-        return passed
+
+
+def _do(job: Job) -> None:
+    job()
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Python interrupts the main thread only; elsewhere it is what a handler has raised itself."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from reactivex.scheduler import CurrentThreadScheduler
 from reactivex.scheduler.trampoline import Trampoline
 
+from rxbus.errors import RxBusError
+
 if TYPE_CHECKING:
-    from rxbus._acknowledgement import Delivery
+    from rxbus._acknowledgement import Acknowledgement, Delivery
     from rxbus._fan_out import FanOut, Wait
     from rxbus._lane import Entry
     from rxbus._log import Log
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 Job = Callable[[], object]
 
 
+class Reentered(RxBusError):
+    """A destructor or a signal handler has struck a thread in the midst of the bus's own work, and wants to use it."""
+
+    def __init__(self) -> None:
+        super().__init__("a destructor or signal handler uses a topic that its thread was just about to change")
+
+
 class Engine(Protocol):
     """What delivery and operators need of the scheduler above them."""
 
@@ -29,6 +39,7 @@ class Engine(Protocol):
     handoff_after: float
     monitor: Monitor
     waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
+    loops: dict[Acknowledgement, AbstractEventLoop]  # what event loops owe
 
     def submit(self, job: Job) -> None:
         """Runs a job on a worker; on the calling thread where there are none."""
@@ -67,7 +78,9 @@ class Here:
         self.depth = 0  # how many publishes are nested on this thread
         self.outer: list[FanOut] = []  # its own events, in whose rounds it has come upon other publishers' mail
         self.wait: Wait | None = None  # what it waits for, and serves meanwhile
-        self.later: list[Job] = []  # what it must not do inside a handler, put off until it is in none
+        # What it must not do inside a handler, put off until it is in none; no job minds being run twice. With who else
+        # can do it: the monitor may take it off too.
+        self.later: list[tuple[Job, Callable[[Job], object]]] = []
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
         self.engine: Engine | None = None  # of what has been attached last
@@ -105,12 +118,18 @@ places: dict[int, Here] = {}
 local = _Local()
 
 
-def take_later(here: Here) -> Job | None:
-    """Takes off the next of what a thread has put off; the monitor may do that too."""
-    try:
-        return here.later.pop(0)
-    except IndexError:
-        return None
+def pass_on_later(here: Here) -> int:
+    """Has workers do what a thread has put off; says how much."""
+    passed = 0
+    while True:
+        try:
+            put_off = job, submit = here.later[0]
+        except IndexError:
+            return passed
+        submit(job)
+        passed += 1
+        with suppress(ValueError):
+            here.later.remove(put_off)
 
 
 def run_later(here: Here) -> None:
@@ -119,7 +138,16 @@ def run_later(here: Here) -> None:
         return
     here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
     try:
-        while (job := take_later(here)) is not None:
-            job()
+        while True:
+            try:
+                put_off = here.later[0]
+            except IndexError:
+                break
+            put_off[0]()
+            with suppress(ValueError):
+                here.later.remove(put_off)
+    except BaseException:
+        pass_on_later(here)
+        raise
     finally:
         here.depth -= 1

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rxbus._acknowledgement import Delivery
-from rxbus._fan_out import FanOut, Wait, ledger
+from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
 from rxbus._here import Engine, Here, Holder, local, run_later
 from rxbus.errors import RxBusError
 
@@ -55,7 +55,7 @@ class Lane:
     User code runs in the turn: that is what the turn is for. Taking it never blocks.
     """
 
-    __slots__ = ("__weakref__", "blocked", "deliveries", "engine", "free", "inbox", "slow")
+    __slots__ = ("__weakref__", "blocked", "called", "deliveries", "engine", "free", "inbox", "slow")
 
     free: bool
 
@@ -63,7 +63,8 @@ class Lane:
         self.engine = engine
         self.free = True
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
-        self.deliveries: set[Delivery] = set()  # those that are counted and have not ended; under the ledger
+        self.deliveries: dict[Delivery, None] = {}  # those that are counted and have not ended; under the ledger
+        self.called = False  # a worker is on its way
         self.blocked: Holder | None = None  # the buffer that the observer waits for room in
         self.slow = 0  # it was slow: how many fast deliveries until that is forgotten
 
@@ -100,21 +101,34 @@ class Lane:
         if here.later:
             run_later(here)
 
-    def serve(self, feed: Feed, id: int, wait: Wait | None) -> None:
-        """Delivers up to an event on behalf of its publisher; a nested one counts this job in `wait`."""
+    def call(self, mail: Mail) -> None:
+        """Leaves mail, and sends a worker for it unless somebody is inside, or on the way."""
+        self.inbox.append(mail)
+        if getattr(self, "free", False) and not self.called:
+            self.called = True
+            try:
+                self.engine.submit(self.answer)
+            except BaseException:  # interrupted: it may not be on its way
+                self.called = False
+                raise
+
+    def answer(self) -> None:
+        """A worker has been called: mail that comes from now on calls another."""
+        self.called = False
+        self.visit()
+
+    def serve(self, feed: Feed, id: int, claim: Handover) -> None:
+        """Delivers up to an event on behalf of its publisher, who has claimed it."""
         here = local.here
         try:
-            try:
-                del self.free
-            except AttributeError:
-                self.inbox.append((feed, id))
-                return
+            del self.free
+        except AttributeError:
+            self.inbox.append((feed, id))
+        else:
             try:
                 while feed.cursor.id < id and not here.kept:
                     mine = feed.cursor.next is not None and feed.cursor.next.id == id
-                    deliver(here, feed, wait if mine else None)
-                    if mine:
-                        wait = None
+                    deliver(here, feed, claim if mine else None)
             finally:
                 if here.kept:
                     here.kept = False
@@ -122,15 +136,11 @@ class Lane:
                         self.inbox.append((feed, id))
                 else:
                     self.free = True
-        finally:
-            if wait is not None:  # busy, or somebody else has delivered it
-                with ledger:
-                    wait.down()
-            self.visit()
+        claim.drop()  # the lane was busy, or somebody else has delivered it
+        self.visit()
 
-    def give_back(self) -> None:
-        """Gives back a turn that a delivery had kept beyond its handler's return."""
-        self.free = True
+    def given_back(self) -> None:
+        """A turn that a delivery had kept beyond its handler's return has been given back: looks at the mail."""
         loop = _get_running_loop()
         try:
             mail = self.inbox[0]
@@ -148,8 +158,8 @@ class Lane:
         while self.inbox:
             mail = self.inbox[0]
             if not isinstance(mail, tuple):
+                mail()  # before it is taken off, lest an interrupt lose it: none minds being run twice
                 self.inbox.popleft()
-                mail()
                 if here.kept:
                     return False
                 continue
@@ -157,8 +167,8 @@ class Lane:
             while feed.cursor.id < id:
                 head = feed.cursor.next
                 assert head is not None
-                if own is not None and self.engine.limit != 0 and _others(own, head):
-                    if budget == 0:
+                if self.engine.limit != 0 and _others(here, own, head):
+                    if budget == 0 or own is None:
                         return True
                     budget -= 1
                 deliver(here, feed, None)
@@ -177,10 +187,9 @@ class Lane:
         head = mail[0].cursor.next if isinstance(mail, tuple) else None
         fan = None if head is None else head.fan
         if fan is not None:
-            with ledger:
-                wait = fan.top.wait
-                if wait is not None and wait.bell is not None and wait.offer(self.visit):
-                    return
+            wait = fan.top.wait
+            if wait is not None and wait.bell is not None and wait.offer(self.visit):
+                return
         self.engine.submit(self.visit)
 
 
@@ -223,40 +232,51 @@ def new_lane(engine: Engine) -> Lane:
 
 
 class Handover:
-    """A delivery that a worker is to make, or the waiting publisher, whoever comes first."""
+    """A delivery, claimed by a nested publisher, that a worker is to make, or a waiting publisher: who comes first."""
 
-    __slots__ = ("_claim", "_feed", "_id", "_wait")
+    __slots__ = ("_feed", "_id", "_taken", "owed", "wait")
 
-    def __init__(self, feed: Feed, id: int, wait: Wait | None) -> None:
+    def __init__(self, feed: Feed, id: int, wait: Wait) -> None:
         self._feed = feed
         self._id = id
-        self._wait = wait
-        self._claim = [True]  # taken off by who comes first: list.pop is atomic
+        self._taken: list[bool] = []
+        self.wait = wait
+        with ledger:
+            wait.count += 1
+            self.owed = True  # it is counted there; under the ledger
 
     def __call__(self) -> None:
         try:
-            try:
-                self._claim.pop()
-            except IndexError:
+            self._taken.append(True)
+            if len(self._taken) > 1:
                 return
-            self._feed.lane.serve(self._feed, self._id, self._wait)
+            self._feed.lane.serve(self._feed, self._id, self)
         except BaseException:  # interrupted, perhaps before the lane knew
             self._feed.lane.inbox.append((self._feed, self._id))
+            self.drop()
             self._feed.lane.engine.submit(self._feed.lane.visit)
             raise
 
+    def drop(self) -> None:
+        """The publisher waits for it no longer, unless the delivery has taken over its claim."""
+        with ledger:
+            self.wait.count -= self.owed
+            self.owed = False
+        if self.wait.count <= 0:
+            self.wait.ring()
+
 
 def hand(feed: Feed, fan: FanOut) -> None:
-    """Has a worker deliver to one lane; a nested publisher waits for it."""
+    """Has a worker deliver to one lane."""
     engine = feed.lane.engine
-    with ledger:
-        wait = None
-        if fan.root is not None:
-            wait = fan.waiting()
-            wait.count += 1
-        job = Handover(feed, fan.id, wait)
+    if fan.root is None:
+        feed.lane.call((feed, fan.id))
         if engine.limit is not None:  # a full pool must not keep a publisher waiting that could do it itself
-            (wait or fan.waiting()).offer(job)
+            fan.waiting().offer(feed.lane.visit)
+        return
+    job = Handover(feed, fan.id, fan.waiting())
+    if engine.limit is not None:
+        job.wait.offer(job)
     engine.submit(job)
 
 
@@ -270,7 +290,7 @@ def hand_over(fan: FanOut) -> int:
     return len(rest)
 
 
-def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
+def deliver(here: Here, feed: Feed, claim: Handover | None) -> None:
     """In the lane's turn: hands the next event of a feed to its observer, and counts it for its publisher.
 
     `here.kept` is set where the delivery goes on holding the turn.
@@ -283,7 +303,7 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
         return
     event = fan.event  # now: once its observer leaves, nobody waits, and the fan-out lets go of it
     own = here.fan is fan
-    delivery = Delivery(fan, feed, wait)
+    delivery = Delivery(fan, feed)
     before = here.feed, here.event, here.fan, here.delivery, here.origin
     error: BaseException | None = None
     began = perf_counter()
@@ -291,11 +311,15 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
     on_next = feed.on_next  # after the cursor has moved: see Attachment.leave
     try:
         if on_next is None or feed in fan.refused:
-            _skip(feed, entry, fan, wait)
+            if on_next is None:
+                drop(feed, entry.id, fan)
             return
-        delivery.enter(awaited=own)
-        if here.fan is not None and not own:
-            here.outer.append(here.fan)
+        if own:
+            delivery.enter_own()
+        else:
+            delivery.enter(claim)
+            if here.fan is not None:
+                here.outer.append(here.fan)
         here.feed, here.event, here.fan, here.delivery, here.origin = feed, event, fan, delivery, None
         try:
             if own or fan.context is None:
@@ -306,7 +330,10 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
             error = raised
         delivery.returned(here, error and _told(error, own))
     except BaseException as interrupt:  # struck between two lines of our own
-        delivery.returned(here, error or _told(interrupt, own))
+        if on_next is None:
+            drop(feed, entry.id, fan)
+        else:
+            delivery.returned(here, error or _told(interrupt, own))
         raise
     finally:
         here.feed, here.event, here.fan, here.delivery, here.origin = before
@@ -321,15 +348,6 @@ def deliver(here: Here, feed: Feed, wait: Wait | None) -> None:
         raise error
 
 
-def _skip(feed: Feed, entry: Entry, fan: FanOut, wait: Wait | None) -> None:
-    """The observer has left, or the delivery was refused."""
-    if feed.on_next is None:
-        drop(feed, entry.id, fan)
-    if wait is not None:
-        with ledger:
-            wait.down()
-
-
 def _told(error: BaseException, own: bool) -> BaseException:
     """What a publisher is told of: Ctrl-C struck the thread that delivered for it, which need not be its own."""
     if own or not is_ctrl_c(error):
@@ -339,22 +357,24 @@ def _told(error: BaseException, own: bool) -> BaseException:
     return told
 
 
-def is_ctrl_c(error: BaseException) -> bool:
-    """Python interrupts the main thread only; elsewhere it is what a handler has raised itself."""
-    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-
-
 def drop(feed: Feed, id: int, fan: FanOut) -> None:
-    """The observer has left: ends a delivery that its leaving has not ended."""
+    """The observer has left: ends a delivery that its leaving has not ended. Can be made again."""
     held = fan.contents()
     with ledger:
-        if feed.cut is not None and id <= feed.cut:
-            fan.log.hub.dropped += 1
+        if feed.cut is not None and id <= feed.cut and feed not in fan.refused:
             fan.end(lost=True)
+            fan.refused = (*fan.refused, feed)
+            fan.log.hub.dropped += 1
+    fan.ring()
     del held
 
 
-def _others(own: FanOut, head: Entry) -> bool:
-    """Whether an event is other publishers' business, come after one's own."""
+def _others(here: Here, own: FanOut | None, head: Entry) -> bool:
+    """Whether an event is other publishers' business: come after one's own, or when one need not wait any more."""
     fan = head.fan
-    return fan is not None and fan.top is not own.top and head.id > own.id
+    if fan is None:
+        return False
+    if own is not None:
+        return fan.top is not own.top and head.id > own.id
+    wait = here.wait
+    return wait is not None and wait.count <= 0 and fan.top.wait is not wait

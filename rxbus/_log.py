@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from rxbus._acknowledgement import current_fan_out
 from rxbus._event import Event
 from rxbus._fan_out import FanOut
-from rxbus._here import Engine, Here, Origin
+from rxbus._here import Engine, Here, Origin, Reentered, local
 from rxbus._lane import GIL, Entry, LockTurn
 from rxbus._observer import Attachment, Feed
 from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
@@ -52,16 +52,21 @@ def _in_order(method: Callable[Concatenate[Log, P], R]) -> Callable[Concatenate[
 
     @wraps(method)
     def ordered(self: Log, *args: P.args, **kwargs: P.kwargs) -> R:
+        here = local.here
         while True:
             try:
                 del self.free
+                self.owner = here
             except AttributeError:
+                if self.owner is here:
+                    raise Reentered from None
                 sleep(0)
             else:
                 break
         try:
             return method(self, *args, **kwargs)
         finally:
+            self.owner = None
             self.free = True
 
     return cast("Callable[Concatenate[Log, P], R]", ordered)
@@ -82,6 +87,7 @@ class Log:
         "loops",
         "name",
         "only",
+        "owner",
         "published",
         "retired",
         "singles",
@@ -96,6 +102,7 @@ class Log:
         # and tries again: a thread that slept on a lock would wake as its owner, without the GIL, and all others would
         # queue up behind it, one switch for each event.
         self.free = True
+        self.owner: Here | None = None  # the thread that holds it
         self.tail = Entry(0)
         self.feeds: dict[Feed, None] = {}
         self._snapshot: tuple[Feed, ...] | None = ()  # of the feeds; None: to be made anew
@@ -134,10 +141,19 @@ class Log:
 
     def end(self, error: Exception | None, outlives: Callable[[Attachment], bool]) -> None:
         """Ends the topic's stream: observers get what was published before, then `on_completed` or `on_error`."""
-        for feed in self._end(error, outlives):
-            assert feed.last is not None
-            feed.lane.inbox.append((feed, feed.last))
-            feed.lane.post(partial(feed.attachment.end, error))
+        ending = self._end(error, outlives)
+        try:
+            for feed in ending:
+                self._tell(feed, error)
+        except BaseException:  # interrupted: none minds being told twice
+            for feed in ending:
+                self._tell(feed, error)
+            raise
+
+    def _tell(self, feed: Feed, error: Exception | None) -> None:
+        assert feed.last is not None
+        feed.lane.inbox.append((feed, feed.last))
+        feed.lane.post(partial(feed.attachment.end, error))
 
     @_in_order
     def _end(self, error: Exception | None, outlives: Callable[[Attachment], bool]) -> list[Feed]:
@@ -202,21 +218,27 @@ class Log:
 
     def _add(self, attachment: Attachment) -> None:
         feed = Feed(attachment, self)
+        self._fold()
         attachment.feeds[self] = feed
         self.feeds[feed] = None
         self.loops += feed.loop is not None
-        self._changed()
+        self._snapshot = self.only = None
+        self._find_only()
 
     def _remove(self, feed: Feed) -> None:
-        del self.feeds[feed]
+        self._fold()
+        del self.feeds[feed]  # from here on there is no call, so that an interrupt cannot leave it half done
         feed.last = self.tail.id
         self.loops -= feed.loop is not None
-        self._changed()
+        self._snapshot = self.only = None
+        self._find_only()
 
-    def _changed(self) -> None:
+    def _fold(self) -> None:
+        """The snapshot is about to change: counts up what has gone to it."""
         if self._snapshot is not None:
             self._fanned, self._folded = self.fanned(), self.published
-            self._snapshot = None
+
+    def _find_only(self) -> None:
         alone = len(self.feeds) == 1 and not self.loops and not self.hub.closing
         self.only = next(iter(self.feeds)) if alone else None
 
@@ -235,7 +257,10 @@ class Log:
         while True:
             try:
                 del self.free
+                self.owner = here
             except AttributeError:
+                if self.owner is here:
+                    raise Reentered from None
                 sleep(0)
             else:
                 break
@@ -268,6 +293,7 @@ class Log:
                 tail = self.tail
                 tail.next = self.tail = here.begun = Entry(id, fan)
         finally:
+            self.owner = None
             self.free = True
         return fan
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rxbus._fan_out import FanOut, ledger, logger
-from rxbus._here import local
-from rxbus._lane import Lane, is_ctrl_c
+from rxbus._fan_out import FanOut, is_ctrl_c, ledger, logger
+from rxbus._here import Reentered, local
+from rxbus._lane import Entry, Lane
 
 if TYPE_CHECKING:
     from rxbus._log import Log
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Feed:
     """An observer's place in one topic's log."""
 
-    __slots__ = ("attachment", "cursor", "cut", "lane", "last", "log", "loop", "on_next")
+    __slots__ = ("attachment", "cursor", "cut", "dropped", "lane", "last", "log", "loop", "on_next")
 
     def __init__(self, attachment: Attachment, log: Log) -> None:
         self.attachment = attachment
@@ -29,11 +29,39 @@ class Feed:
         self.on_next: Callable[[Any], object] | None = attachment.on_next  # None: it has left
         self.last: int | None = None  # the last event that is meant for it, once the log feeds it no longer
         self.cut: int | None = None  # the id up to which it had come when it left; what came later is dropped
+        self.dropped: Entry | None = None  # the last that has been
 
     @property
     def name(self) -> str:
         """How errors and reports call the observer."""
         return self.attachment.name
+
+    def leave(self) -> None:
+        """Gets nothing more; what it has not come to is dropped. Can be made again."""
+        last = self.log.remove(self)
+        with ledger:
+            if self.cut is None:
+                # A thread that delivers moves the cursor before it reads `on_next`: what it has come to is its own to
+                # count, and what lies beyond is ours.
+                self.on_next = None
+                self.dropped = self.cursor
+                self.cut = self.dropped.id
+        while (entry := self._to_drop(last)) is not None:
+            fan = entry.fan
+            assert fan is not None
+            held = fan.contents()  # until the ledger has been let go of: destructors are user code
+            with ledger:
+                if self._to_drop(last) is entry:
+                    fan.end(lost=True)
+                    self.dropped = entry
+                    self.log.hub.dropped += 1
+            fan.ring()
+            del held
+        self.dropped = None  # or it would pin what comes
+
+    def _to_drop(self, last: int) -> Entry | None:
+        entry = None if self.dropped is None else self.dropped.next
+        return entry if entry is not None and entry.id <= last else None
 
 
 class Attachment:
@@ -46,7 +74,7 @@ class Attachment:
         home: The log of the topic that it is attached to, or one named like the pattern.
     """
 
-    __slots__ = ("feeds", "home", "lane", "left", "loop", "name", "on_completed", "on_error", "on_next")
+    __slots__ = ("feeds", "home", "lane", "left", "loop", "name", "on_completed", "on_error", "on_next", "told")
 
     def __init__(
         self,
@@ -67,33 +95,37 @@ class Attachment:
         self.home = home
         self.feeds: dict[Log, Feed] = {}
         self.left = False
+        self.told = False  # that its stream has ended
 
     def leave(self) -> None:
         """Gets nothing more, and nobody waits for it: what is queued is dropped, what is deferred counts as given."""
+        if self.left:
+            return
+        try:
+            self._leave()
+        except Reentered:  # in a destructor, which is not to know
+            self._put_off()
+        except BaseException:  # interrupted: what has not been done is done now
+            self._leave()
+            raise
+
+    def _put_off(self) -> None:
+        self.left = False
+        submit = self.lane.engine.submit
+        if self.lane.engine.limit == 0:
+            local.here.later.append((self.leave, submit))
+        else:
+            submit(self.leave)
+
+    def _leave(self) -> None:
+        self.left = True
+        for feed in list(self.feeds.values()):
+            feed.leave()
+        inside = local.here.delivery
         with ledger:
-            if self.left:
-                return
-            self.left = True
-        held: list[object] = []  # until no lock is: destructors are user code
-        for log, feed in list(self.feeds.items()):
-            last = log.remove(feed)
-            with ledger:
-                feed.on_next = None
-                # A thread that delivers moves the cursor before it reads `on_next`: what it has come to is its own to
-                # count, and what lies beyond is ours.
-                feed.cut = feed.cursor.id
-                entry = feed.cursor.next
-                while entry is not None and entry.id <= last:
-                    assert entry.fan is not None
-                    log.hub.dropped += 1
-                    held.append(entry.fan.contents())
-                    entry.fan.end(lost=True)
-                    entry = entry.next
-        with ledger:
-            inside = local.here.delivery
-            for delivery in [d for d in self.lane.deliveries if d.feed.attachment is self and d is not inside]:
-                held.append(delivery.fan.contents())
-                delivery.leave()
+            open_ = [one for one in self.lane.deliveries if one.feed.attachment is self and one is not inside]
+        for delivery in open_:
+            delivery.leave()
         self.feeds.clear()
 
     def finish(self, error: Exception | None = None) -> None:
@@ -107,18 +139,21 @@ class Attachment:
         self.tell(error)
 
     def tell(self, error: Exception | None) -> None:
-        """In its turn: calls `on_completed` or `on_error`.
+        """In its turn: calls `on_completed` or `on_error`, once.
 
         A delivery like any other, but of no event, and with no publisher that waits: failures are logged.
         """
-        here = local.here
         fan = FanOut(self.home, None, 0, ())
-        with ledger:
-            fan.waiting().gone = True
+        fan.waiting().gone = True
+        feed = Feed(self, self.home)
+        here = local.here
+        if self.told:
+            return
+        self.told = True
         before = here.feed, here.event, here.fan, here.delivery, here.origin
-        here.feed, here.event, here.fan, here.delivery, here.origin = Feed(self, self.home), None, fan, None, None
-        raised: BaseException | None = None
+        here.feed, here.event, here.fan, here.delivery, here.origin = feed, None, fan, None, None
         here.ending = True
+        raised: BaseException | None = None
         try:
             if error is None:
                 self.on_completed()
@@ -129,9 +164,11 @@ class Attachment:
         delivery = here.delivery
         here.feed, here.event, here.fan, here.delivery, here.origin = before
         here.ending = False
-        if raised is not None:
-            logger.error("an observer failed when its stream ended: %s", self.name, exc_info=raised)
-        if delivery is not None:
-            delivery.returned(here)
+        try:
+            if raised is not None:
+                logger.error("an observer failed when its stream ended: %s", self.name, exc_info=raised)
+        finally:
+            if delivery is not None:
+                delivery.returned(here)
         if raised is not None and is_ctrl_c(raised):
             raise raised

@@ -6,8 +6,8 @@ import os.path
 import threading
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import CellType, FrameType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,9 +39,9 @@ class _Attachment(Attachment):
         self.registry = registry
         self.source = source
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         self.registry.forget(self)
-        super().leave()
+        super()._leave()
 
 
 class Registry:
@@ -57,8 +57,9 @@ class Registry:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         hub.resolve = self.log
-        # Guards all below. Log.lock may be taken under it, never the other way round; no user code runs under it.
-        self.lock = threading.Lock()
+        # Guards all below. A log's order lock may be taken under it, never the other way round; no user code runs under
+        # it, but for a destructor that the garbage collector may run at any moment: hence an RLock, and copies.
+        self.lock = threading.RLock()
         self.logs: dict[str, Log] = {}  # read without the lock by every publish
         self.subjects: dict[str, TopicSubject[Any]] = {}
         self.attachments: dict[_Attachment, None] = {}
@@ -80,19 +81,17 @@ class Registry:
         if found is not None:
             return found
         name = check_name(name)
-        with self._changing():
-            return self._log(name)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Holds the lock; afterwards visits the lanes that a sweep has kept, which may call handlers."""
         try:
             with self.lock:
-                yield
+                return self._log(name)
         finally:
-            while self._to_visit:
-                with suppress(IndexError):
-                    self._to_visit.popleft().visit()
+            self._visit()
+
+    def _visit(self) -> None:
+        """Visits the lanes that a sweep has kept, once the lock has been let go of: that may call handlers."""
+        while self._to_visit:
+            with suppress(IndexError):
+                self._to_visit.popleft().visit()
 
     def _log(self, name: str) -> Log:
         log = self.logs.get(name)
@@ -100,7 +99,7 @@ class Registry:
             if len(self.logs) - len(self.subjects) >= self._sweep_at:
                 self._sweep()
             log = new_log(name, self._hub)
-            for attachment, matches in self._patterns.items():
+            for attachment, matches in list(self._patterns.items()):
                 if matches(name):
                     log.add_pattern(attachment)
             self.logs[name] = log
@@ -138,11 +137,14 @@ class Registry:
         if found is not None:
             return found
         name = check_name(name)
-        with self._changing():
-            found = self.subjects.get(name)
-            if found is None:
-                found = self.subjects[name] = TopicSubject(self, self._log(name))
-            return found
+        try:
+            with self.lock:
+                found = self.subjects.get(name)
+                if found is None:
+                    found = self.subjects[name] = TopicSubject(self, self._log(name))
+                return found
+        finally:
+            self._visit()
 
     def subscription(self, topic: str, name: str | None) -> Subscription[Any]:
         """A subscription on a topic or pattern.
@@ -173,32 +175,45 @@ class Registry:
         """
         topic = source._topic
         local.here.engine = self._hub.engine
-        with self._changing():
-            if self._hub.closing:
-                raise BusClosed("the bus is closed")
-            home = new_log(topic, self._hub) if is_pattern(topic) else self._log(topic)
-            attachment = _Attachment(self, source, lane, on_next, on_error, on_completed, name, loop, home)
-            alive = not (isinstance(source, Subscription) and source._unsubscribed)
-            error = None
-            if alive and is_pattern(topic):
-                self._patterns[attachment] = matches = matcher(topic)
-                for log in list(self.logs.values()):
-                    if matches(log.name):
-                        log.add_pattern(attachment)
-            elif alive:
-                alive = home.add(attachment)
-                error = home.error
-            if alive:
-                self.attachments[attachment] = None
-                if isinstance(source, Subscription):
-                    source._attachments[attachment] = None
+        attachment: _Attachment | None = None
+        try:
+            with self.lock:
+                if self._hub.closing:
+                    raise BusClosed("the bus is closed")
+                home = new_log(topic, self._hub) if is_pattern(topic) else self._log(topic)
+                attachment = _Attachment(self, source, lane, on_next, on_error, on_completed, name, loop, home)
+                alive = self._feed(attachment)
+        except BaseException:  # interrupted: nobody is going to have what detaches it
+            if attachment is not None:
+                attachment.leave()
+            raise
+        finally:
+            self._visit()
         if not alive:
             attachment.left = True
-            if error is None:
+            unsubscribed = isinstance(source, Subscription) and source._unsubscribed
+            if home.error is None or unsubscribed:
                 attachment.on_completed()
             else:
-                attachment.on_error(error)
+                attachment.on_error(home.error)
         return Disposable(attachment.leave)
+
+    def _feed(self, attachment: _Attachment) -> bool:
+        """Feeds an observer from its topic, or from all that match; False where it comes too late."""
+        source = attachment.source
+        if isinstance(source, Subscription) and source._unsubscribed:
+            return False
+        if is_pattern(source._topic):
+            self._patterns[attachment] = matches = matcher(source._topic)
+            for log in list(self.logs.values()):
+                if matches(log.name):
+                    log.add_pattern(attachment)
+        elif not attachment.home.add(attachment):
+            return False
+        self.attachments[attachment] = None
+        if isinstance(source, Subscription):
+            source._attachments[attachment] = None
+        return True
 
     def forget(self, attachment: _Attachment) -> None:
         """It leaves: matches no new topic and is not counted any more."""

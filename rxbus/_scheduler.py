@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from contextlib import nullcontext
 from contextvars import copy_context
 from datetime import datetime
 from typing import TypeVar
@@ -14,8 +14,8 @@ from reactivex.disposable import Disposable
 from reactivex.scheduler import CurrentThreadScheduler, EventLoopScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
-from rxbus._acknowledgement import Delivery, current_delivery
-from rxbus._fan_out import FanOut, ledger, logger
+from rxbus._acknowledgement import Acknowledgement, current_delivery
+from rxbus._fan_out import FanOut, logger
 from rxbus._here import Job
 from rxbus._watch import Watch
 from rxbus._workers import Monitor, Workers
@@ -55,12 +55,13 @@ class BlockingScheduler(PeriodicScheduler):
         self.handoff_after = handoff_after
         self.stall_after = stall_after
         self.waiting: dict[FanOut, None] = {}
+        self.loops: dict[Acknowledgement, AbstractEventLoop] = {}
         self._workers = Workers(max_workers)
         self.monitor = Monitor(handoff_after, Watch(self, handoff_after, stall_after).look)
         self._lock = threading.Lock()  # guards the fields below
         self._clock: EventLoopScheduler | None = None
         self._clock_threads: list[threading.Thread] = []
-        self._buses = 0
+        self._buses: dict[int, None] = {}
 
     @property
     def workers(self) -> int:
@@ -82,38 +83,41 @@ class BlockingScheduler(PeriodicScheduler):
         """Whether the calling thread is one of its workers."""
         return self._workers.is_worker()
 
-    def acquire(self) -> None:
+    def acquire(self, bus: object) -> None:
         """A bus begins to use it."""
         with self._lock:
-            self._buses += 1
+            self._buses[id(bus)] = None
 
-    def release(self) -> None:
-        """A bus has been closed; with the last one all threads end."""
+    def release(self, bus: object) -> None:
+        """A bus has been closed; with the last one all threads end. Can be made again."""
         with self._lock:
-            self._buses -= 1
-            last = self._buses <= 0
+            self._buses.pop(id(bus), None)
+            last = not self._buses
         if last:
             self.close()
 
     def close(self) -> None:
         """Ends all threads, once they have done what they are doing. They start again when they are needed again.
 
-        What is scheduled for later, outside of a delivery, is given up.
+        What is scheduled for later, outside of a delivery, is given up. An interrupted call can be repeated.
         """
         with self._lock:
-            clock, self._clock = self._clock, None
-            clock_threads, self._clock_threads = self._clock_threads, []
+            clock, clock_threads = self._clock, list(self._clock_threads)
         if clock is not None:
             clock.dispose()
         for thread in clock_threads:
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join()
+        with self._lock:
+            if self._clock is clock:
+                self._clock = None
+            self._clock_threads = [thread for thread in self._clock_threads if thread not in clock_threads]
         self._workers.close()
         self.monitor.close()
 
     def schedule(self, action: typing.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
         """Runs an action on a worker, as soon as may be; see the class for what that means during a delivery."""
-        return _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery()).begin(_Scheduled.due)
+        return _Scheduled(self, lambda: self.invoke_action(action, state)).begin(_Scheduled.due)
 
     def schedule_relative(
         self, duetime: typing.RelativeTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
@@ -122,7 +126,7 @@ class BlockingScheduler(PeriodicScheduler):
         seconds = self.to_seconds(duetime)
         if seconds <= 0:
             return self.schedule(action, state)
-        scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), current_delivery())
+        scheduled = _Scheduled(self, lambda: self.invoke_action(action, state))
         return scheduled.begin(lambda one: one.also(self._timer().schedule_relative(seconds, lambda *_: one.due())))
 
     def schedule_absolute(
@@ -150,26 +154,27 @@ class BlockingScheduler(PeriodicScheduler):
 class _Scheduled:
     """An action on its way: it runs once, or is disposed of once; either settles what it holds of its delivery."""
 
-    def __init__(
-        self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase], delivery: Delivery | None
-    ) -> None:
+    def __init__(self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase]) -> None:
         self._scheduler = scheduler
         self._action = action
-        self._delivery = delivery
+        self._delivery = current_delivery()
+        self._held: Acknowledgement | None = None
         self._context = copy_context()
-        self._claim = [True]  # taken off by who runs or disposes of it: list.pop is atomic
+        self._taken: list[bool] = []  # appended to by who runs or disposes of it: the first one does
         self._timer: abc.DisposableBase | None = None
         self._result: abc.DisposableBase | None = None
         self.disposable = Disposable(self._dispose)
-        self.held = False
 
     def begin(self, start: Callable[[_Scheduled], object]) -> abc.DisposableBase:
         """Holds what it has to hold, and is started; an interrupt meanwhile ends both."""
         try:
             if self._delivery is not None:
-                self._delivery.hold(self)
+                self._held = Acknowledgement(self._delivery, turn=True)
             start(self)
         except BaseException:
+            self._taken.append(True)
+            if self._held is not None:
+                self._held.give()
             self.disposable.dispose()
             raise
         return self.disposable
@@ -182,8 +187,7 @@ class _Scheduled:
         """Has it run now: on a worker, or by the publisher that waits for it."""
         scheduler, delivery = self._scheduler, self._delivery
         if scheduler.limit is not None and delivery is not None:
-            with ledger:
-                offered = (delivery.wait or delivery.fan.top.waiting()).offer(self._run)
+            offered = (delivery.wait or delivery.fan.top.waiting()).offer(self._run)
             if offered and scheduler.limit == 0:
                 return
         if scheduler.limit == 0:
@@ -194,29 +198,39 @@ class _Scheduled:
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            try:
-                self._claim.pop()
-            except IndexError:
+            self._taken.append(True)
+            if len(self._taken) > 1:
                 return
-            with nullcontext() if self._delivery is None else self._delivery.resumed():
-                self._result = self._context.run(self._action)
+            if self._delivery is None:
+                self._act()
+            else:
+                self._delivery.resume(self._act)
         except BaseException as raised:
             error = raised
-        if self._delivery is not None:
-            self._delivery.settle(error, holds=True)
+        try:
+            self._end(error)
+        except BaseException:  # interrupted
+            self._end(error)
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._held is not None:
+            self._held.give(error)
         elif error is not None:
             logger.error("a scheduled action failed", exc_info=error)
         if self._result is not None and self.disposable.is_disposed:
             self._result.dispose()
 
+    def _act(self) -> None:
+        self._result = self._context.run(self._action)
+
     def _dispose(self) -> None:
-        if self._timer is not None:
-            self._timer.dispose()
         try:
-            self._claim.pop()
-        except IndexError:
-            if self._result is not None:
+            if self._timer is not None:
+                self._timer.dispose()
+        finally:
+            self._taken.append(True)
+            if len(self._taken) == 1 and self._held is not None:
+                self._held.give()
+            elif self._result is not None:
                 self._result.dispose()
-        else:
-            if self._delivery is not None and self.held:
-                self._delivery.settle(holds=True)

@@ -9,13 +9,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Any
 
-from rxbus._fan_out import FanOut, ledger, logger
-from rxbus._here import Engine, Here, places, take_later
+from rxbus._acknowledgement import Acknowledgement
+from rxbus._fan_out import FanOut, ledger, logger, pending
+from rxbus._here import Engine, Here, pass_on_later, places
 from rxbus._lane import SLOW, hand_over
+from rxbus.errors import RxBusError
 
 MOST = 10  # how many observers a warning names
 
@@ -44,7 +47,7 @@ class Watch:
         publishes: dict[int, tuple[Any, str]] = {}
         for here in list(places.values()):
             feed, fan, event = here.feed, here.fan, here.event
-            if feed is None or feed.lane.engine is not self._engine:
+            if feed is None or feed.lane.engine.monitor is not self._engine.monitor:
                 continue
             before = self._inside.get(here)
             if before is not None and before[0] is feed and before[1] is fan and before[2] is event:
@@ -61,7 +64,17 @@ class Watch:
             publishes[id(fan)] = (fan, fan.log.name)
         self._inside = inside
         self._tell(publishes, now)
-        return news if publishes else None
+        for owed, loop in list(self._engine.loops.items()):
+            if loop.is_closed():
+                self._give_up(owed)
+        return news if publishes or self._engine.loops else None
+
+    def _give_up(self, owed: Acknowledgement) -> None:
+        """An event loop has been closed with a coroutine that was not done, or had not begun: nobody else will tell."""
+        error = RxBusError("the event loop was closed before the coroutine was done")
+        give = partial(owed.give, error)
+        if self._engine.loops.pop(owed, None) and not owed.publisher().offer(give):
+            self._engine.submit(give)
 
     def _hand_off(self, here: Here, fan: FanOut | None) -> bool:
         """Hands what waits behind a stuck handler to workers; tells whether there was anything."""
@@ -74,10 +87,7 @@ class Watch:
         # there it is the one thread that is sure to come to it.
         if here.wait is not None and self._engine.limit is None:
             handed += here.wait.pass_on(self._engine.submit)
-        while self._engine.limit != 0 and (job := take_later(here)) is not None:
-            handed += 1
-            self._engine.submit(job)
-        return handed > 0
+        return handed + pass_on_later(here) > 0
 
     def _tell(self, publishes: dict[int, tuple[Any, str]], now: float) -> None:
         """Warns of publishes that take long."""
@@ -114,10 +124,13 @@ def _whom(publish: Any) -> Iterator[str]:
     if isinstance(publish, FanOut):
         with ledger:
             fans = (publish,) if publish.wait is None else tuple(publish.wait.fans)
-            late = [(feed, fan) for fan in fans for feed in fan.pending() if feed not in running]
-            open_ = {delivery.feed for feed, _ in late for delivery in feed.lane.deliveries}
-        for feed, _ in late:
-            what = "whose acknowledgement is deferred" if feed in open_ else "which is queued"
+            late = [feed for feed in dict.fromkeys(feed for _, feed in pending(fans)) if feed not in running]
+            open_ = {delivery.feed: delivery for feed in late for delivery in feed.lane.deliveries}
+        for feed in late:
+            what = "which is queued"
+            if feed in open_:
+                what = "whose coroutine" if feed.loop and open_[feed].keeps else "whose deferred acknowledgement"
+                what += " is not done"
             yield f"{feed.name}, on topic {feed.log.name!r}, {what}"
 
 

@@ -4,48 +4,71 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from queue import Empty, SimpleQueue
+from time import monotonic
 
-from rxbus._here import Job
+from rxbus._here import Engine, Job
 
 logger = logging.getLogger("rxbus")
 
 IDLE_SECONDS = 10.0
 
 
-def _start(thread: threading.Thread, undo: Callable[[], object]) -> bool:
-    """Starts a thread; False where the system has none left. Where it has not been started, `undo` is called.
+class _Thread(threading.Thread):
+    """A thread that says when it has come.
 
-    An interrupt may strike when the system has started the thread already, so that it takes a look to know.
+    An interrupt may strike in the midst of `start`, which leaves it open whether the thread runs, or ever will.
     """
-    try:
-        thread.start()
-    except RuntimeError:
-        undo()
-        return False
-    except BaseException:  # Ctrl-C
-        for _ in range(100):
-            if thread.ident is not None:
-                raise
-            time.sleep(0.001)
-        undo()
-        raise
-    return True
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self._came: SimpleQueue[None] = SimpleQueue()
+
+    def run(self) -> None:
+        self._came.put(None)
+        self._work()
+
+    def came(self) -> bool:
+        """Whether it has come, or does so soon."""
+        try:
+            self._came.get(timeout=0.1)
+        except Empty:
+            return False
+        return True
 
 
 class _Worker:
-    __slots__ = ("jobs", "thread")
+    __slots__ = ("_name", "_run", "jobs", "thread")
 
-    def __init__(self, job: Job, run: Callable[[_Worker], None], name: str) -> None:
+    def __init__(self, job: Job | None, run: Callable[[_Worker], None], name: str) -> None:
         # What it is given; None: look whether to end. A queue, for a job put there cannot be lost: an interrupt may
         # strike whoever puts it right behind.
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         self.jobs.put(job)
-        self.thread = threading.Thread(target=run, args=(self,), name=name, daemon=True)
+        self._run = run
+        self._name = name
+        self.thread = _Thread(name, self.work)
+
+    def work(self) -> None:
+        if threading.current_thread() is self.thread:
+            self._run(self)
+
+    def start(self) -> bool:
+        """Starts its thread; False where the system has none left."""
+        try:
+            self.thread.start()
+        except RuntimeError:
+            return False
+        return True
+
+    def start_again(self) -> None:
+        """Sees to it that it has a thread, after an interrupt in the midst of `start`."""
+        if not self.thread.came():
+            self.thread = _Thread(self._name, self.work)
+            self.thread.start()
 
 
 class Workers:
@@ -60,13 +83,14 @@ class Workers:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        # Guards all fields below; held for a few statements, except that a thread may be started under it.
-        self._lock = threading.Lock()
+        # Guards all fields below; held for a few statements, except that a thread may be started under it. An RLock,
+        # since the garbage collector may run a destructor that publishes.
+        self._lock = threading.RLock()
         self._idle: dict[_Worker, None] = {}  # in the order in which they became so
         self._jobs: deque[Job] = deque()  # those that wait for a place
         self._threads: dict[_Worker, None] = {}
         self._closing = 0  # while anybody ends the threads, no worker stays idle
-        self._quiet = threading.Condition(self._lock)  # told when a worker has become idle or ended
+        self._joining: list[SimpleQueue[None]] = []  # rung when a worker has become idle or ended
 
     @property
     def count(self) -> int:
@@ -79,12 +103,18 @@ class Workers:
         with self._lock:
             if self._idle:
                 worker = next(reversed(self._idle))
+                del self._idle[worker]
                 worker.jobs.put(job)
-                self._idle.pop(worker, None)
             elif self.limit is None or len(self._threads) < self.limit:
                 worker = _Worker(job, self._run, f"rxbus-worker-{len(self._threads) + 1}")
                 self._threads[worker] = None
-                started = _start(worker.thread, partial(self._threads.pop, worker))
+                try:
+                    started = worker.start()
+                except BaseException:
+                    worker.start_again()
+                    raise
+                if not started:
+                    self._threads.pop(worker, None)
             else:
                 self._jobs.append(job)
         if not started:
@@ -97,51 +127,119 @@ class Workers:
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits until no worker has anything to do; False when so many seconds have passed."""
-        with self._quiet:
-            return self._quiet.wait_for(lambda: len(self._idle) == len(self._threads) and not self._jobs, timeout)
+        return _wait(lambda: len(self._idle) == len(self._threads) and not self._jobs, self._joining, timeout)
 
     def close(self) -> None:
         """Ends the threads once they have done what there is; they come again when they are needed again."""
-        with self._quiet:
+        with self._lock:
             self._closing += 1
-            ending = [worker.thread for worker in self._threads]
-            for worker in self._threads:
-                worker.jobs.put(None)
         try:
-            for thread in ending:
-                thread.join()
+            while ending := list(self._threads):  # what they do may start others
+                for worker in ending:
+                    worker.jobs.put(None)
+                    worker.thread.join()
         finally:
             with self._lock:
                 self._closing -= 1
 
     def _run(self, worker: _Worker) -> None:
-        while True:
+        while (job := self._next(worker)) is not None:
             try:
-                job = worker.jobs.get(timeout=IDLE_SECONDS)
-                timed_out = False
-            except Empty:
-                job, timed_out = None, True
-            while job is not None:
-                with self._lock:
-                    self._idle.pop(worker, None)
-                try:
-                    job()
-                except BaseException:  # a handler's has been taken care of: this is ours, and the worker lives on
-                    logger.exception("a job of the bus failed; this is a defect of rxbus")
-                with self._lock:
-                    job = self._jobs.popleft() if self._jobs else None
+                job()
+            except BaseException:  # a handler's has been taken care of: this is ours, and the worker lives on
+                logger.exception("a job of the bus failed; this is a defect of rxbus")
+
+    def _next(self, worker: _Worker) -> Job | None:
+        """Waits for what a worker is to do next; None: it ends."""
+        timed_out = False
+        while True:
             with self._lock:
                 if worker.jobs.empty():
+                    if self._jobs:
+                        return self._jobs.popleft()
                     if self._closing or timed_out:
                         self._idle.pop(worker, None)
-                        self._end(worker)
-                        return
+                        self._threads.pop(worker, None)
+                        _ring(self._joining)
+                        return None
                     self._idle[worker] = None
-                    self._quiet.notify_all()
+                    _ring(self._joining)
+            try:
+                job = worker.jobs.get(timeout=IDLE_SECONDS)
+            except Empty:
+                timed_out = True
+                continue
+            if job is not None:
+                with self._lock:
+                    self._idle.pop(worker, None)
+                return job
 
-    def _end(self, worker: _Worker) -> None:
-        self._threads.pop(worker, None)
-        self._quiet.notify_all()
+
+class Crew:
+    """The workers as one bus sees them, which may share them: it knows when all that it has submitted is done.
+
+    Args:
+        engine: Whose workers they are.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.limit = engine.limit
+        self.handoff_after = engine.handoff_after
+        self.monitor = engine.monitor
+        self.waiting = engine.waiting
+        self.loops = engine.loops
+        self._submit = engine.submit
+        self._open: dict[object, None] = {}  # what has been submitted and is not done
+        self._joining: list[SimpleQueue[None]] = []  # rung when nothing is
+
+    def submit(self, job: Job) -> None:
+        """See `Engine`."""
+        mark = object()
+
+        def run() -> None:
+            try:
+                job()
+            finally:
+                self._end(mark)
+
+        self._open[mark] = None
+        try:
+            self._submit(run)
+        except BaseException:
+            self._end(mark)
+            raise
+
+    def _end(self, mark: object) -> None:
+        self._open.pop(mark, None)
+        if not self._open:
+            _ring(self._joining)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until nothing that was submitted is open; False when so many seconds have passed."""
+        return _wait(lambda: not self._open, self._joining, timeout)
+
+
+def _wait(done: Callable[[], bool], bells: list[SimpleQueue[None]], timeout: float | None) -> bool:
+    """Waits until something is done, looking each time that one of the bells rings.
+
+    No `threading.Condition`: an interrupt in the midst of its Python code leaves its lock locked.
+    """
+    deadline = None if timeout is None else monotonic() + timeout
+    bell: SimpleQueue[None] = SimpleQueue()
+    bells.append(bell)
+    try:
+        while not done():
+            bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
+    except Empty:
+        return done()
+    finally:
+        bells.remove(bell)
+    return True
+
+
+def _ring(bells: list[SimpleQueue[None]]) -> None:
+    for bell in list(bells):
+        bell.put(None)
 
 
 class Monitor:
@@ -159,38 +257,46 @@ class Monitor:
     def __init__(self, interval: float, look: Callable[[], bool | None]) -> None:
         self._interval = min(interval, self.SLOWEST)
         self._look = look
-        self._lock = threading.Lock()  # guards _thread, _ending and the changes of asleep
-        self._thread: threading.Thread | None = None
+        # Guards _worker, _ending and the changes of asleep. An RLock, since the garbage collector may run a destructor
+        # that publishes.
+        self._lock = threading.RLock()
+        self._worker: _Worker | None = None
         self._ending = False
-        self._bell = threading.Semaphore(0)
         self.asleep = True  # it takes a `wake` to have it look soon; read without the lock by every publish
 
     def wake(self) -> None:
         """Has it look soon. Starts its thread where there is none."""
+        if not self.asleep:
+            return
         with self._lock:
             if not self.asleep:
                 return
-            self.asleep = False
-            if self._thread is None:
+            if self._worker is None:
                 self._ending = False
-                self._thread = threading.Thread(target=self._run, name="rxbus-monitor", daemon=True)
-                _start(self._thread, self._not_started)
+                self._worker = _Worker(None, self._run, "rxbus-monitor")
+                self.asleep = False
+                try:
+                    started = self._worker.start()
+                except BaseException:
+                    self._worker.start_again()
+                    raise
+                if not started:
+                    self._worker = None
+                    self.asleep = True
             else:
-                self._bell.release()
-
-    def _not_started(self) -> None:
-        self._thread = None
-        self.asleep = True
+                self.asleep = False
+                self._worker.jobs.put(None)
 
     def close(self) -> None:
         """Ends its thread; `wake` starts another."""
         with self._lock:
-            thread, self._ending = self._thread, True
-            self._bell.release()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            worker, self._ending = self._worker, True
+            if worker is not None:
+                worker.jobs.put(None)
+        if worker is not None and worker.thread is not threading.current_thread():
+            worker.thread.join()
 
-    def _run(self) -> None:
+    def _run(self, worker: _Worker) -> None:
         nothing = 0
         pause = self._interval
         while not self._ending:
@@ -198,22 +304,22 @@ class Monitor:
             nothing = 0 if seen is not None else nothing + 1
             pause = min(2 * pause, self.SLOWEST) if seen is False else self._interval
             if nothing > self.LINGER:
-                rung = self._doze(IDLE_SECONDS)
+                rung = self._doze(worker, IDLE_SECONDS)
                 if not rung and self._retire():
                     return
             elif pause > self._interval:
-                if self._doze(pause):
+                if self._doze(worker, pause):
                     pause = self._interval
             else:
-                self._bell.acquire(timeout=pause)
+                _rung(worker, pause)
         self._retire()
 
-    def _doze(self, seconds: float) -> bool:
+    def _doze(self, worker: _Worker, seconds: float) -> bool:
         """Sleeps until woken: True, or for so long: False."""
         with self._lock:
             self.asleep = True
         # A publish that began before `asleep` was set did not ring: it must be seen now. One that begins later rings.
-        rung = self._look() is True or self._bell.acquire(timeout=seconds)
+        rung = self._look() is True or _rung(worker, seconds)
         with self._lock:
             rung = rung or not self.asleep
             if rung:
@@ -223,7 +329,14 @@ class Monitor:
     def _retire(self) -> bool:
         with self._lock:
             if self._ending or self.asleep:
-                self._thread = None
+                self._worker = None
                 self.asleep = True
-                self._bell = threading.Semaphore(0)
-            return self._thread is None
+            return self._worker is None
+
+
+def _rung(worker: _Worker, seconds: float) -> bool:
+    try:
+        worker.jobs.get(timeout=seconds)
+    except Empty:
+        return False
+    return True

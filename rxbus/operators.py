@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import Delivery, current_place, working_for
+from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, work_for
 from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
@@ -25,6 +25,8 @@ from rxbus._here import Origin
 __all__ = ["Overflow", "buffered", "map_async", "observe_on", "only_payload"]
 
 _T = TypeVar("_T")
+
+Place = Delivery | Origin | None
 
 
 def only_payload(subscription: Observable[Event[_T]]) -> Observable[_T]:
@@ -71,28 +73,36 @@ class _FarSide:
     def __init__(self, scheduler: abc.SchedulerBase) -> None:
         self._scheduler = scheduler
         self._lock = threading.Lock()  # guards all below; nothing is called under it
-        self._calls: deque[tuple[Callable[[], None], Delivery | Origin | None, Context]] = deque()
-        self._active = False
+        self._calls: deque[tuple[Callable[[], None], Delivery | Origin | None, Acknowledgement | None, Context]] = (
+            deque()
+        )
+        self._active = False  # a run is scheduled, or running
+        self._running = False
         self._stopped = False
 
     def put(self, call: Callable[[], None]) -> None:
         place = current_place()
-        if isinstance(place, Delivery):
-            place.defer()
-        with self._lock:
-            stopped = self._stopped
-            if not stopped:
-                self._calls.append((call, place, copy_context()))
-            begin = not stopped and not self._active
-            self._active |= begin
-        if stopped and isinstance(place, Delivery):
-            place.settle()
-        if begin:
-            try:
+        owed = Acknowledgement(place) if isinstance(place, Delivery) else None
+        begin = False
+        try:
+            with self._lock:
+                stopped = self._stopped
+                begin = not stopped and (not self._active or self._is_lost())
+                if not stopped:
+                    self._calls.append((call, place, owed, copy_context()))
+                    self._active = True
+            if begin:
                 self._scheduler.schedule(self._run)
-            except BaseException:  # nothing will run any more: nobody must wait for what is queued
+        except BaseException:
+            if begin:
                 self._give_up()
-                raise
+            raise
+        if stopped and owed is not None:
+            owed.give()
+
+    def _is_lost(self) -> bool:
+        """An interrupt may have struck the scheduler right before the run. A run too many does no harm."""
+        return not self._running and bool(self._calls) and self._calls[0][2] is not None and self._calls[0][2].is_void()
 
     def stop(self) -> None:
         with self._lock:
@@ -100,35 +110,45 @@ class _FarSide:
         self._give_up()
 
     def _give_up(self) -> None:
-        """Drops what is queued; nobody waits for it any more."""
+        """Nothing will run any more: drops what is queued; nobody must wait for it."""
         with self._lock:
             calls, self._calls = self._calls, deque()
             self._active = False
-        for _, place, _ in calls:
-            if isinstance(place, Delivery):
-                place.settle()
+        for _, _, owed, _ in calls:
+            if owed is not None:
+                owed.give()
 
     def _run(self, scheduler: abc.SchedulerBase, state: Any = None) -> None:
-        with self._lock:
-            if not self._calls:
-                self._active = False
-                return
-            call, place, context = self._calls.popleft()
+        owed: Acknowledgement | None = None
         error: BaseException | None = None
         try:
-            with working_for(place):
-                context.run(call)
+            with self._lock:
+                if self._running or not self._calls:
+                    self._active = self._running
+                    return
+                call, place, owed, context = self._calls[0]
+                del self._calls[0]
+                self._running = True
+            work_for(place, lambda: context.run(call))
         except BaseException as raised:
             error = raised
+        try:
+            self._done(owed, error)
+        except BaseException:  # interrupted
+            self._done(owed, error)
+            raise
+        if error is not None and owed is None:
+            raise error
+
+    def _done(self, owed: Acknowledgement | None, error: BaseException | None) -> None:
+        if owed is not None:
+            owed.give(error)
         with self._lock:
-            self._active = again = bool(self._calls)
-        if isinstance(place, Delivery):
-            place.settle(error)
-        if again:
+            self._running = False
+            self._active = bool(self._calls)
+        if self._active:
             try:
                 self._scheduler.schedule(self._run)
-            except BaseException:  # nothing will run any more: nobody must wait for what is queued
+            except BaseException:
                 self._give_up()
                 raise
-        if error is not None and not isinstance(place, Delivery):
-            raise error

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -29,7 +33,7 @@ from rxbus import (
     defer,
     only_payload,
 )
-from rxbus.operators import buffered
+from rxbus.operators import buffered, map_async
 
 PRICES = Topic("prices.eur", float)
 PATIENCE = 10.0
@@ -515,6 +519,105 @@ def test_closing_one_bus_leaves_the_timers_of_another_that_shares_its_scheduler(
     assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
 
 
+def test_closing_a_bus_does_not_wait_for_another_that_shares_its_scheduler(spawn: Callable[..., Future[Any]]) -> None:
+    scheduler = BlockingScheduler()
+    one, two = EventBus(scheduler), EventBus(scheduler)
+    inside, go = threading.Event(), threading.Event()
+
+    def handle(event: Event[Any]) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+
+    two.subscribe("a").subscribe(handle)
+    with pytest.raises(AcknowledgementTimeout):
+        two.publish("a", timeout=0)  # on a worker
+    assert inside.wait(PATIENCE)
+    spawn(one.close).result(PATIENCE)
+    go.set()
+    two.close()
+
+
+def test_close_waits_for_a_running_handler_whose_observer_has_left(spawn: Callable[..., Future[Any]]) -> None:
+    bus = EventBus()
+    inside, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def handle(event: Event[Any]) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+        ended.set()
+
+    attached = bus.subscribe("a").subscribe(handle)
+    publishing = spawn(bus.publish, "a")
+    assert inside.wait(PATIENCE)
+    attached.dispose()
+    closing = spawn(bus.close)
+    with pytest.raises(TimeoutError):
+        closing.result(0.2)
+    go.set()
+    closing.result(PATIENCE)
+    assert ended.is_set()
+    publishing.result(PATIENCE)
+
+
+def test_another_bus_may_be_closed_inside_a_handler(bus: EventBus) -> None:
+    def handle(event: Event[Any]) -> None:
+        with EventBus() as other:
+            other.subscribe("b").subscribe(seen.append)
+            other.publish("b", event.payload)
+
+    seen: list[Event[Any]] = []
+    bus.subscribe("a").subscribe(handle)
+    assert bus.publish("a", 1).acknowledged == 1
+    assert [event.payload for event in seen] == [1]
+
+
+def test_close_by_a_handler_of_another_bus_that_its_own_handler_waits_for_is_an_error(bus: EventBus) -> None:
+    with EventBus() as other:
+        other.subscribe("b").subscribe(lambda event: bus.close())
+        bus.subscribe("a").subscribe(lambda event: other.publish("b") and None)
+        with pytest.raises(PublishError) as caught:
+            bus.publish("a")
+    assert "RxBusError" in repr(caught.value.exceptions)
+
+
+def test_a_fast_observer_needs_one_worker_however_many_publishes_time_out(bus: EventBus) -> None:
+    seen: list[Event[Any]] = []
+    bus.subscribe("a").subscribe(seen.append)
+    for _ in range(300):
+        with suppress(AcknowledgementTimeout):
+            bus.publish("a", timeout=0)
+    assert bus.publish("a", timeout=PATIENCE).acknowledged == 1
+    assert len(seen) == 301
+    assert bus.statistics().workers <= 3
+
+
+class _Detaching:
+    """Garbage in a cycle, which detaches an observer when it is collected."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self.attached = bus.subscribe("a").subscribe(lambda event: None)
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.attached.dispose()
+
+
+def test_garbage_may_detach_observers_whenever_it_is_collected(bus: EventBus) -> None:
+    bus.subscribe("a").subscribe(lambda event: defer().ack())
+    before = gc.get_threshold()
+    try:
+        for threshold in range(1, 60):  # so that it is collected in the midst of this and that
+            gc.set_threshold(threshold)
+            for _ in range(10):
+                _Detaching(bus)
+                bus.publish("a")
+                bus.publish("a", timeout=PATIENCE)
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    assert bus.publish("a").acknowledged == 1
+
+
 def test_close_in_a_scheduled_action_is_an_error() -> None:
     bus = EventBus()
     told: list[BaseException] = []
@@ -802,6 +905,39 @@ def test_async_handlers_need_a_loop(bus: EventBus) -> None:
     with pytest.raises(RxBusError, match="event loop"):
         bus.on("a")(handler)
     assert bus.statistics().observers == 0
+
+
+@pytest.mark.parametrize("behind", [None, map_async], ids=["async handler", "map_async"])
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+def test_a_loop_that_is_closed_before_it_has_run_what_it_took_fails_the_publish(
+    behind: Any, max_workers: int | None
+) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    loop = asyncio.new_event_loop()
+
+    async def handle(event: Event[Any]) -> None:
+        """Is never run: the loop is stopped."""
+
+    async def attach() -> None:
+        source = bus.subscribe("a")
+        source.subscribe(handle) if behind is None else source.pipe(behind(handle)).subscribe()
+
+    loop.run_until_complete(attach())
+    accepted = threading.Event()
+    call_soon = loop.call_soon_threadsafe
+    loop.call_soon_threadsafe = lambda *args, **named: (call_soon(*args, **named), accepted.set())[0]  # type: ignore
+
+    def close() -> None:
+        assert accepted.wait(PATIENCE)
+        loop.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(PublishError) as caught:
+        bus.publish("a", timeout=PATIENCE)
+    assert "loop was closed" in str(caught.value.exceptions[0])
+    closing.join()
+    bus.close()
 
 
 def test_a_handler_whose_loop_is_closed_fails(bus: EventBus) -> None:

@@ -106,6 +106,26 @@ def test_the_outermost_publisher_waits_for_what_another_thread_is_to_deliver(bus
     run(first.join, second.join)
 
 
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit])
+@pytest.mark.parametrize("leading", [0, 2])
+def test_a_base_exception_takes_nothing_from_the_others(
+    bus: EventBus, leading: int, error: type[BaseException]
+) -> None:
+    seen: list[Event[Any]] = []
+
+    def fail(event: Event[Any]) -> None:
+        raise error
+
+    for _ in range(leading):
+        bus.subscribe("a").subscribe(seen.append)
+    bus.subscribe("a").subscribe(fail)
+    for _ in range(3):
+        bus.subscribe("a").subscribe(seen.append)
+    with pytest.raises(error):
+        bus.publish("a")
+    assert len(seen) == leading + 3, "when it returned"
+
+
 # -- 2: parallel
 
 

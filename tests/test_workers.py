@@ -87,8 +87,7 @@ def test_the_worker_that_was_idle_for_the_shortest_time_is_used_again(workers: W
         workers.submit(job)
         assert job.begun.wait(PATIENCE)
     finish(second)
-    with workers._quiet:
-        assert workers._quiet.wait_for(lambda: len(workers._idle) == 1, PATIENCE)
+    assert _workers._wait(lambda: len(workers._idle) == 1, workers._joining, PATIENCE)
     finish(first)
     workers.join()
     assert run(workers) is first.thread
@@ -235,6 +234,36 @@ def test_an_interrupt_right_after_a_job_was_given_does_not_lose_its_worker(worke
     assert third.begun.wait(PATIENCE)
 
 
+class _Interjecting:
+    """A lock that has something done right after its n-th release by a worker."""
+
+    def __init__(self, nth: int, interjection: Callable[[], object]) -> None:
+        self._lock = threading.RLock()
+        self._left = nth
+        self._interjection = interjection
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        if threading.current_thread().name.startswith("rxbus-worker"):
+            self._left -= 1
+            if self._left == 0:
+                self._interjection()
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_job_that_comes_between_two_looks_of_the_only_worker_is_done(nth: int) -> None:
+    workers = Workers(1)
+    done = threading.Semaphore(0)
+    workers._lock = _Interjecting(nth, lambda: workers.submit(done.release))  # type: ignore[assignment]
+    for _ in range(3):
+        workers.submit(done.release)
+    assert all(done.acquire(timeout=PATIENCE) for _ in range(4))
+    workers.close()
+
+
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit("oops")], ids=repr)
 def test_a_job_that_fails_is_logged_and_its_worker_lives(
     workers: Workers, error: BaseException, caplog: pytest.LogCaptureFixture
@@ -299,14 +328,14 @@ class Look:
 
     @property
     def thread(self) -> threading.Thread:
-        assert self.monitor._thread is not None
-        return self.monitor._thread
+        assert self.monitor._worker is not None
+        return self.monitor._worker.thread
 
 
 def test_a_monitor_has_no_thread_before_it_is_woken() -> None:
     look = Look()
     assert look.monitor.asleep
-    assert look.monitor._thread is None
+    assert look.monitor._worker is None
     look.monitor.close()
     assert look.looks == 0
 
@@ -404,7 +433,7 @@ def test_wakes_from_many_threads_start_one_monitor(spawn: Callable[..., Future[A
     def wake() -> threading.Thread | None:
         barrier.wait(PATIENCE)
         look.monitor.wake()
-        return look.monitor._thread
+        return look.thread
 
     threads = [spawn(wake) for _ in range(8)]
     assert len({thread.result(PATIENCE) for thread in threads}) == 1

@@ -1,0 +1,68 @@
+"""Strikes a thread with KeyboardInterrupt at each point at which CPython would."""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+import rxbus
+
+PACKAGE = os.path.dirname(rxbus.__file__) + os.sep
+
+# CPython looks for signals when it enters a function, jumps back, and when a call of a C function has returned; between
+# two other instructions it never does, and the bus builds on that.
+LOOKS = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_KW", "CALL_FUNCTION_EX"}
+
+
+class Strike:
+    """A context in which the calling thread is struck once, at the n-th such point inside of rxbus's code."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+        self.where: str | None = None  # it was struck
+        self._last: dict[FrameType, str] = {}  # the instruction that each frame has carried out last
+
+    def __enter__(self) -> Strike:
+        self._before = sys.gettrace()
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+        self._last.clear()
+
+    def _called(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_back in self._last:
+            self._last[frame.f_back] = ""  # a Python function: nothing is looked for when it has returned
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        self._last[frame] = "RESUME"
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "return":
+            self._last.pop(frame, None)
+        elif event == "opcode":
+            last = self._last.get(frame)
+            self._last[frame] = _name(frame.f_code, frame.f_lasti)
+            if last in LOOKS:
+                self.left -= 1
+                if self.left == 0:
+                    self.where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
+                    sys.settrace(self._before)
+                    raise KeyboardInterrupt
+        return self._step
+
+
+_codes: dict[CodeType, bytes] = {}
+
+
+def _name(code: CodeType, at: int) -> str:
+    known = _codes.get(code)
+    if known is None:
+        known = _codes[code] = code.co_code
+    return dis.opname[known[at]]
