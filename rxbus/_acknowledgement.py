@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from asyncio import _get_running_loop
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -47,6 +47,16 @@ class Receipt(msgspec.Struct, frozen=True):
 
 # What a coroutine works for: an event loop's thread serves many, so its place says nothing about them.
 coroutine_place: ContextVar[Delivery | Origin | None] = ContextVar("rxbus_place", default=None)
+coroutine_places: list[None] = []  # empty as long as there never was one, so that a publish need not look
+
+
+def copy_context_for(place: Delivery | Origin | None) -> Context:
+    """The context of a coroutine that works for a place: the calling one, but for that."""
+    if not coroutine_places:
+        coroutine_places.append(None)
+    context = copy_context()
+    context.run(coroutine_place.set, place)
+    return context
 
 
 class Claim(Protocol):

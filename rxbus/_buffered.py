@@ -52,11 +52,12 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
 
     def operator(source: Observable[_T]) -> Observable[_T]:
         def subscribe(observer: abc.ObserverBase[_T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            buffer = _Buffer(capacity, overflow, observer)
+            buffer = Buffer(capacity, overflow, observer)
             here = local.here
-            here.engine = None
+            here.engine, here.attached = None, "a handler"
             upstream = source.subscribe(buffer.on_next, buffer.on_error, buffer.on_completed, scheduler=scheduler)
             buffer.use(here.engine)
+            buffer.name = here.attached
             return CompositeDisposable(upstream, Disposable(buffer.stop))
 
         return Observable(subscribe)
@@ -81,19 +82,20 @@ class _Item(msgspec.Struct, eq=False):
     counts: bool  # an item, as against the end of the stream
 
 
-class _Buffer:
+class Buffer:
     def __init__(self, capacity: int, overflow: Overflow, observer: abc.ObserverBase[Any]) -> None:
         self._capacity = capacity
         self._overflow = overflow
-        self._observer = observer
+        self.observer = observer
         self._items: deque[_Item] = deque()
         self._held = 0  # those among them that count
         self._in_hand: Origin | None = None  # of the item that what follows is at work on
         self._handing = False
         self._submitted = False  # a worker is on its way, or at work
         self._at_the_door: list[SimpleQueue[None]] = []  # those who wait for room: rung when an item is taken out
-        self._waits_for: _Buffer | None = None  # the buffer that the item in hand waits for room in
+        self._waits_for: Buffer | None = None  # the buffer that the item in hand waits for room in
         self._stopped = False
+        self.name = "a handler"  # whose buffer it is
         self._limit: int | None = None  # of the workers that hand on
         self._submit: Callable[[Job], None] = _spare.submit
 
@@ -103,13 +105,13 @@ class _Buffer:
             self._limit, self._submit = engine.limit, engine.submit
 
     def on_next(self, value: Any) -> None:
-        self._put(lambda: self._observer.on_next(value), counts=True)
+        self._put(lambda: self.observer.on_next(value), counts=True)
 
     def on_error(self, error: Exception) -> None:
-        self._put(lambda: self._observer.on_error(error), counts=False)
+        self._put(lambda: self.observer.on_error(error), counts=False)
 
     def on_completed(self) -> None:
-        self._put(self._observer.on_completed, counts=False)
+        self._put(self.observer.on_completed, counts=False)
 
     def stop(self) -> None:
         with _buffers:
@@ -178,7 +180,7 @@ class _Buffer:
         try:
             with _buffers:
                 self._at_the_door.append(bell)
-                if not isinstance(upstream, _Buffer) or upstream._in_hand is not led_by:
+                if not isinstance(upstream, Buffer) or upstream._in_hand is not led_by:
                     upstream = None
                 elif upstream in _reached(self):
                     raise BufferOverflow(self._capacity, _RING)
@@ -205,7 +207,7 @@ class _Buffer:
             self._at_the_door.remove(bell)
         for lane in lanes:
             lane.blocked = None
-        if isinstance(upstream, _Buffer):
+        if isinstance(upstream, Buffer):
             upstream._waits_for = None
         if self._items and not self._handing:  # it may have been this thread that was handing on
             self._begin(local.here)
@@ -217,7 +219,7 @@ class _Buffer:
     def _refuse_those_for(self, lanes: set[Lane]) -> None:
         """The lanes will wait for room: fails what the handlers that have to make it publish to those very lanes."""
         for holder in _reached(self):
-            if isinstance(holder, _Buffer):
+            if isinstance(holder, Buffer):
                 for fan, feed in holder._published():
                     if feed.lane in lanes:
                         fan.refuse(feed, BufferOverflow(self._capacity, _RING))
@@ -250,11 +252,20 @@ class _Buffer:
             if item is None:
                 return False
             self._ring()
-            _call(item)
+            self._call(item)
         finally:
             if item is not None:
                 self._handing, self._in_hand = False, None
         return True
+
+    def _call(self, item: _Item) -> None:
+        try:
+            work_for(item.origin, lambda: item.context.run(item.call))
+        except BaseException as error:
+            topic = "" if item.origin is None else f", on topic {item.origin.log.name!r}"
+            logger.exception("what follows a buffer failed: in %s%s", self.name, topic)
+            if isinstance(error, KeyboardInterrupt):
+                raise
 
 
 def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:
@@ -271,18 +282,9 @@ def _reached(buffer: Holder) -> set[Holder]:
         one = ahead.pop()
         if one is not None and one not in reached:
             reached.add(one)
-            if isinstance(one, _Buffer):
+            if isinstance(one, Buffer):
                 ahead += [one._waits_for, *(feed.lane.blocked for _, feed in one._published())]
     return reached
-
-
-def _call(item: _Item) -> None:
-    try:
-        work_for(item.origin, lambda: item.context.run(item.call))
-    except BaseException as error:
-        logger.exception("what follows a buffer failed")
-        if isinstance(error, KeyboardInterrupt):
-            raise
 
 
 _RING = "the handler that publishes into it is the one it waits for"

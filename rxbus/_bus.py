@@ -233,7 +233,7 @@ class EventBus:
             self.publish(name, payload)
 
         def tell(error: Exception) -> None:
-            logger.error("the source that publishes to %r failed", name, exc_info=error)
+            logger.error("the stream that fed %r has ended with an error", name, exc_info=error)
 
         return Observer(emit, tell)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from reactivex import Observable, abc
@@ -14,7 +17,7 @@ from reactivex.disposable import CompositeDisposable, Disposable
 from rxbus._acknowledgement import (
     Acknowledgement,
     Delivery,
-    coroutine_place,
+    copy_context_for,
     current_delivery,
     current_place,
     work_for,
@@ -27,6 +30,14 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 Place = Delivery | Origin | None
+
+
+def is_async(function: object) -> bool:
+    """Whether a call of it gives a coroutine, which somebody has to run."""
+    while isinstance(function, partial):
+        function = function.func
+    call = None if isinstance(function, FunctionType | MethodType) else getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 class _OnLoop(Acknowledgement):
@@ -54,8 +65,7 @@ def on_loop(
     def on_next(event: Any) -> None:
         delivery = current_delivery()
         assert delivery is not None
-        context = copy_context()
-        context.run(coroutine_place.set, delivery)
+        context = copy_context_for(delivery)
         held = _OnLoop(delivery, loop, turn=True)
 
         def done(task: asyncio.Task[object]) -> None:
@@ -93,15 +103,17 @@ def map_async(
         max_concurrency: How many coroutines run at a time; further items wait, and so do their publishers.
 
     Raises:
-        InvalidArgument: `max_concurrency` is less than 1.
+        InvalidArgument: `max_concurrency` is less than 1, or `coroutine_function` cannot be called.
         RxBusError: On subscribing: no event loop is running.
     """
+    if not callable(coroutine_function):
+        raise InvalidArgument(f"map_async wants a coroutine function, not {coroutine_function!r}")
     if not isinstance(max_concurrency, int) or max_concurrency < 1:
         raise InvalidArgument(f"max_concurrency is at least 1, not {max_concurrency!r}")
 
     def operator(source: Observable[_T]) -> Observable[_R]:
         def subscribe(observer: abc.ObserverBase[_R], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            mapping = _Mapping(running_loop("map_async"), coroutine_function, max_concurrency, observer)
+            mapping = Mapping(running_loop("map_async"), coroutine_function, max_concurrency, observer)
             here = local.here
             outer, here.loop = here.loop, mapping.loop
             try:
@@ -131,7 +143,7 @@ def running_loop(what: str) -> asyncio.AbstractEventLoop:
         ) from None
 
 
-class _Mapping:
+class Mapping:
     """The coroutines of one `map_async`. But for the first three methods, all runs on the loop's thread."""
 
     def __init__(
@@ -144,7 +156,7 @@ class _Mapping:
         self.loop = loop
         self._function = function
         self._limit = limit
-        self._observer = observer
+        self.observer = observer
         self._items: deque[tuple[Any, Place, _OnLoop | None, Context]] = deque()  # not begun
         self._tasks: deque[tuple[asyncio.Task[Any], Place, _OnLoop | None]] = deque()  # begun, in order
         self._end: Callable[[], None] | None = None
@@ -152,8 +164,7 @@ class _Mapping:
 
     def on_next(self, value: Any) -> None:
         place = current_place()
-        context = copy_context()
-        context.run(coroutine_place.set, place)
+        context = copy_context_for(place)
         owed = _OnLoop(place, self.loop) if isinstance(place, Delivery) else None
         try:
             self.loop.call_soon_threadsafe(self._take, value, place, owed, context)
@@ -162,11 +173,11 @@ class _Mapping:
             raise RxBusError("the event loop of map_async has been closed") from error
 
     def on_error(self, error: Exception) -> None:
-        self._later(lambda: self._finish(lambda: self._observer.on_error(error)))
+        self._later(lambda: self._finish(lambda: self.observer.on_error(error)))
 
     def on_completed(self) -> None:
         def end() -> None:
-            self._end = self._observer.on_completed
+            self._end = self.observer.on_completed
             self._go_on()
 
         self._later(end)
@@ -213,10 +224,10 @@ class _Mapping:
     def _emit(self, task: asyncio.Task[Any]) -> None:
         failure = RxBusError("the coroutine was cancelled") if task.cancelled() else task.exception()
         if failure is None:
-            self._observer.on_next(task.result())
+            self.observer.on_next(task.result())
         elif isinstance(failure, Exception):
             self._stopped = True
-            self._observer.on_error(failure)
+            self.observer.on_error(failure)
         else:
             raise failure
 

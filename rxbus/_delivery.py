@@ -19,7 +19,7 @@ from typing import Any
 from reactivex.scheduler.currentthreadscheduler import CurrentThreadSchedulerSingleton
 from reactivex.scheduler.trampoline import Trampoline
 
-from rxbus._acknowledgement import Receipt, coroutine_place, current_fan_out, work_for_coroutine
+from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, current_fan_out, work_for_coroutine
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c, ledger, pending
 from rxbus._here import Here, local, places, run_later
@@ -44,7 +44,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         or here.feed is not None
         or here.fan is not None
         or here.origin is not None
-        or coroutine_place.get() is not None
+        or (coroutine_places and coroutine_place.get() is not None)
         or not here.trampoline._idle
     ):
         return publish_to_all(log, payload, timeout=timeout)
@@ -134,10 +134,9 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             fan = log.append(here, payload, raw, _get_running_loop())
             here.origin = None  # its handlers' publishes are caused by this event
             event = fan.event
-            if not fan.feeds:
-                return Receipt(event, 0)
             entry = here.begun
-            assert entry is not None
+            if entry is None:
+                return Receipt(event, 0)
             if before is None and timeout is None:
                 done = round_lanes(log, here, entry, fan)
             else:
@@ -157,7 +156,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             here.begun = begun
             if here.later:
                 run_later(here)
-        if done == len(fan.feeds) and fan.wait is None:
+        if fan.wait is None and done == len(fan.feeds):
             entry.fan = None
             return Receipt(event, done)
         return _settle(log, event, fan, deadline, timeout)
@@ -166,7 +165,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             give_up(fan, fan.feeds)
         raise
     finally:
-        if fan is not None:
+        if before is not None and fan is not None:
             fan.parent = fan.by = None
 
 

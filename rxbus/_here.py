@@ -49,6 +49,7 @@ class Here:
     """Where a thread stands: what it delivers to whom. One per thread, so that a publish looks up just one thing."""
 
     __slots__ = (
+        "attached",
         "begun",
         "delivery",
         "depth",
@@ -83,7 +84,8 @@ class Here:
         self.later: list[tuple[Job, Callable[[Job], object]]] = []
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
-        self.engine: Engine | None = None  # of what has been attached last
+        self.engine: Engine | None = None  # of what has been attached last, and how that is called
+        self.attached = ""
         self.thread = threading.get_ident()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self

@@ -8,6 +8,7 @@ from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import CellType, FrameType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,8 @@ from reactivex.disposable import Disposable
 from reactivex.observer import AutoDetachObserver, ScheduledObserver
 
 from rxbus import _coroutines, operators
+from rxbus._buffered import Buffer
+from rxbus._coroutines import Mapping, is_async
 from rxbus._delivery import DELIVERING
 from rxbus._event import check_name, check_pattern, is_pattern, matcher
 from rxbus._here import local
@@ -26,7 +29,7 @@ from rxbus._lane import Lane, new_lane
 from rxbus._log import Hub, Log, new_log
 from rxbus._observer import Attachment
 from rxbus._topic import Source, Subscription, TopicSubject
-from rxbus.errors import BusClosed
+from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 
 
 class _Attachment(Attachment):
@@ -174,7 +177,8 @@ class Registry:
             BusClosed: The bus has been closed.
         """
         topic = source._topic
-        local.here.engine = self._hub.engine
+        here = local.here
+        here.engine, here.attached = self._hub.engine, name
         attachment: _Attachment | None = None
         try:
             with self.lock:
@@ -239,7 +243,12 @@ class Registry:
             end, caller = _outermost(frame)
         if end is None:
             return _describe(handler, frame), new_lane(self._hub.engine)
-        name = _describe(end._on_next, caller)
+        handler = _handler_of(end)
+        name = _describe(handler, caller)
+        if not callable(handler):
+            raise InvalidArgument(f"a handler is a function or an Rx observer, not {handler!r}")
+        if is_async(handler):
+            raise RxBusError(f"{name} is async and stands behind an operator, which would not await it: use map_async")
         if local.here.feed is not None and not local.here.ending:
             return name, new_lane(self._hub.engine)
         with self.lock:
@@ -269,6 +278,16 @@ def _end_of_chain(handler: object) -> AutoDetachObserver[Any] | None:
         elif not following:
             return None
     return ends.pop() if len(ends) == 1 else None
+
+
+def _handler_of(end: AutoDetachObserver[Any]) -> object:
+    """What is called in the end: a lane ends at a buffer, and at `map_async`, but names do not."""
+    ahead: AutoDetachObserver[Any] | None = end
+    while ahead is not None:
+        end = ahead
+        stage = getattr(end._on_next, "__self__", None)
+        ahead = _end_of_chain(stage.observer) if isinstance(stage, Buffer | Mapping) else None
+    return end._on_next
 
 
 def _following(one: object) -> list[object]:
@@ -323,6 +342,8 @@ def _describe(handler: object, frame: FrameType) -> str:
     """A handler's qualified name, and where it was attached: the first line upwards that is neither Rx's nor ours."""
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
+    while isinstance(handler, partial):
+        handler = handler.func
     name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
     return f"{name.replace('.<locals>', '')} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
 

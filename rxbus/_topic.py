@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,12 +15,13 @@ from reactivex.observer import Observer
 from reactivex.subject import Subject
 
 from rxbus import operators
-from rxbus._coroutines import on_loop, running_loop
+from rxbus._coroutines import is_async, on_loop, running_loop
 from rxbus._delivery import publish_to_all
 from rxbus._event import Event
 from rxbus._here import local
 from rxbus._log import Log
 from rxbus._observer import Attachment
+from rxbus.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rxbus._registry import Registry
@@ -62,7 +62,9 @@ class Source(Observable[Event[T]]):
 
         Raises:
             BusClosed: The bus has been closed.
-            RxBusError: `on_next` is an `async def` function, and no event loop is running.
+            InvalidArgument: `on_next` cannot be called.
+            RxBusError: `on_next` is an `async def` function, and no event loop is running, or it stands behind an
+                operator, which would call it and forget its coroutine: `map_async` is for that.
         """
         name, lane = self._registry.whose(sys._getframe(), on_next)
         if isinstance(on_next, abc.ObserverBase) or callable(getattr(on_next, "on_next", None)):
@@ -70,7 +72,9 @@ class Source(Observable[Event[T]]):
             on_next, on_error, on_completed = observer.on_next, observer.on_error, observer.on_completed
         handler = cast(Callable[[Any], object], on_next or noop)
         loop = local.here.loop
-        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+        if not callable(handler):
+            raise InvalidArgument(f"a handler is a function or an Rx observer, not {handler!r}")
+        if is_async(handler):
             loop = running_loop("an async handler")
             handler = on_loop(loop, cast(Callable[[Any], Coroutine[Any, Any, object]], handler))
         try:
@@ -131,7 +135,11 @@ class Source(Observable[Event[T]]):
             if not ended.done():
                 ended.set_result(error)
 
-        attached = self.subscribe(held.put, end, end)
+        async def take(event: Event[T]) -> None:
+            await held.put(event)
+
+        take.__qualname__ = "async for"
+        attached = self.subscribe(take, end, end)
         getting: asyncio.Task[Event[T]] | None = None
         try:
             while not (ended.done() and held.empty()):

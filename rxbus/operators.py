@@ -21,6 +21,7 @@ from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
 from rxbus._here import Origin
+from rxbus.errors import InvalidArgument
 
 __all__ = ["Overflow", "buffered", "map_async", "observe_on", "only_payload"]
 
@@ -49,7 +50,12 @@ def observe_on(scheduler: abc.SchedulerBase) -> Callable[[Observable[_T]], Obser
 
     The observer's turn is free while the far side is at work: events queue up there, in order. What fails there fails
     the publish. (reactivex's own `observe_on` acknowledges when the event is queued; on the bus's scheduler both wait.)
+
+    Raises:
+        InvalidArgument: It is not a scheduler.
     """
+    if not isinstance(scheduler, abc.SchedulerBase):
+        raise InvalidArgument(f"observe_on wants one of reactivex's schedulers, not {scheduler!r}")
 
     def operator(source: Observable[_T]) -> Observable[_T]:
         def subscribe(observer: abc.ObserverBase[_T], near: abc.SchedulerBase | None = None) -> abc.DisposableBase:

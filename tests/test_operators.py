@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -921,6 +922,7 @@ def test_what_fails_behind_a_buffer_is_logged_and_does_not_end_it(
     assert bus.publish("a", 0).acknowledged == 1
     bus.scheduler.join()
     assert [record.exc_info[1] for record in caplog.records if record.exc_info is not None] == [error]
+    assert re.search(r"in fail_at.* \(test_operators.py:\d+\), on topic 'a'", caplog.text)
     assert bus.publish("a", 1).acknowledged == 1
     bus.close()
     assert seen == [0, 1]

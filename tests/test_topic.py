@@ -28,6 +28,7 @@ from rxbus import (
     Event,
     EventBus,
     PublishError,
+    RxBusError,
     Subscription,
     Topic,
     TopicSubject,
@@ -36,6 +37,8 @@ from rxbus import (
     only_payload,
 )
 from rxbus._registry import Registry
+from rxbus.errors import InvalidArgument
+from rxbus.operators import map_async, observe_on
 
 PATIENCE = 10.0
 MOMENT = 0.02  # seconds in which something that must not happen is given the chance to
@@ -176,7 +179,7 @@ def function(_: object) -> None:
         (lambda: function, "function"),
         (lambda: Handler().method, "Handler.method"),
         (Handler, "Handler"),
-        (lambda: functools.partial(function), "partial"),
+        (lambda: functools.partial(function), "function"),
         (lambda: Observer(function), "Observer"),
     ],
 )
@@ -897,3 +900,40 @@ def test_a_publisher_of_a_closed_bus_refuses(bus: EventBus) -> None:
     bus.close()
     with pytest.raises(BusClosed):
         publisher.on_next(1)
+
+
+# -- what cannot be a handler
+
+
+async def an_async_handler(event: object) -> None:
+    """Would never be awaited."""
+
+
+@pytest.mark.parametrize("handler", [an_async_handler, functools.partial(an_async_handler)], ids=["plain", "partial"])
+@pytest.mark.parametrize(
+    "behind",
+    [lambda source: source.only_payload(), lambda source: source.pipe(ops.map(lambda x: x), ops.share())],
+    ids=["only_payload", "operators"],
+)
+def test_an_async_handler_behind_an_operator_is_refused(bus: EventBus, behind: Any, handler: Any) -> None:
+    with pytest.raises(RxBusError, match=r"an_async_handler.*map_async"):
+        behind(bus.subscribe("a")).subscribe(handler)
+    assert bus.publish("a").acknowledged == 0
+
+
+@pytest.mark.parametrize(
+    "attach",
+    [
+        lambda bus: bus.subscribe("a").subscribe(5),
+        lambda bus: bus.subscribe("a").only_payload().subscribe(5),
+        lambda bus: bus.topic("a").subscribe("five"),
+        lambda bus: bus.on("a")(5),
+        lambda bus: bus.subscribe("a").pipe(observe_on(3)),
+        lambda bus: bus.subscribe("a").pipe(map_async(3)),
+    ],
+    ids=["subscribe", "only_payload", "topic", "on", "observe_on", "map_async"],
+)
+def test_what_cannot_be_called_is_refused_at_once(bus: EventBus, attach: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        attach(bus)
+    assert bus.publish("a").acknowledged == 0
