@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -66,6 +67,17 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
 
 
 _spare = Workers(None)  # for buffers behind sources that are no bus's
+
+
+def _inherit() -> None:
+    """In a forked child: the threads of the spare workers exist in the parent only."""
+    global _spare
+    _spare = Workers(None)
+    _buffers._at_fork_reinit()  # type: ignore[attr-defined] # pyright: ignore # as threading's own classes do
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)
 
 # Guards every buffer's fields, and Lane.blocked: one for all, since a buffer that is full looks at others to see
 # whether it would wait for itself. The ledger may be taken under it; nothing is called under it. An RLock, since the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from queue import Empty, SimpleQueue
 from time import sleep
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
+from weakref import WeakSet
 
 import msgspec
 from reactivex.observer import Observer
@@ -61,7 +63,7 @@ class EventBus:
     """An event bus whose `publish` returns when every observer has acknowledged.
 
     Observers are unordered and run in parallel, each of them one event at a time; all see the events of a topic in the
-    same order. See the README for who blocks whom, and until when.
+    same order. See the README for who blocks whom, and until when. In a forked process it is closed.
 
     Args:
         scheduler: What delivers; a `BlockingScheduler` of the bus's own by default. Several buses may share one.
@@ -85,6 +87,7 @@ class EventBus:
         self._logs = self._registry.logs
         self._scheduler.acquire(self)
         self._closed = False
+        _buses.add(self)
         self._close_lock = threading.Lock()  # held while the bus closes: a second close waits for the first
 
     @property
@@ -184,7 +187,7 @@ class EventBus:
         if name is not None and not isinstance(name, str):
             raise InvalidArgument(f"a name is a string, not a {type(name).__name__}")
         if self._hub.closing:
-            raise BusClosed("the bus is closed")
+            raise BusClosed(self._hub.why)
         return self._registry.subscription(name_of(topic_or_pattern), name)
 
     def unsubscribe(self, topic: str | Topic[Any], subscription: Subscription[Any]) -> None:
@@ -303,6 +306,12 @@ class EventBus:
             self._scheduler.release(self)
             self._closed = True
 
+    def _inherit(self) -> None:
+        self._hub.why = "the bus belongs to the process that this one was forked from: make another after the fork"
+        self._hub.closing = self._hub.closed = self._closed = True
+        self._registry.inherit()
+        self._close_lock = threading.Lock()
+
     def _would_wait_for_itself(self) -> bool:
         here, place = local.here, coroutine_place.get()
         if here.feed is not None or here.origin is not None:
@@ -399,3 +408,18 @@ def _give_what_is_deferred(lanes: set[Lane]) -> None:
         open_ = [d for lane in lanes for d in lane.deliveries if not d.holds and not d.inside]
     for delivery in open_:
         delivery.leave()
+
+
+def _inherit() -> None:
+    """In a forked child, inherited buses are closed: the threads that were at work exist in the parent only.
+
+    What they held would stay taken for ever, so that an error beats what works or hangs, as it happens.
+    """
+    ledger._at_fork_reinit()  # type: ignore[attr-defined] # pyright: ignore # as threading's own classes do
+    for bus in list(_buses):
+        bus._inherit()
+
+
+_buses: WeakSet[EventBus] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)

@@ -34,7 +34,7 @@ class Retired(Exception):
 class Hub:
     """What the topics of one bus share."""
 
-    __slots__ = ("closed", "closing", "dropped", "engine", "failed", "ids", "max_chain", "resolve")
+    __slots__ = ("closed", "closing", "dropped", "engine", "failed", "ids", "max_chain", "resolve", "why")
 
     def __init__(self, engine: Engine, max_chain: int) -> None:
         self.engine = engine
@@ -43,6 +43,7 @@ class Hub:
         self.ids = itertools.count(1)
         self.closing = False  # outermost publishes are refused; set before each log's lock has been taken once
         self.closed = False
+        self.why = "the bus is closed"
         self.failed = 0  # deliveries; under the ledger
         self.dropped = 0
 
@@ -202,6 +203,11 @@ class Log:
             feed.attachment.feeds.pop(self, None)
         return True
 
+    def release(self) -> None:
+        """Gives the order lock free, whoever holds it: that thread exists no more."""
+        if not getattr(self, "free", False):
+            self.free = True
+
     def fanned(self) -> int:
         """How many deliveries all its publishes have had to make, but for those to `only`."""
         return self._fanned + len(self._snapshot or ()) * (self.published - self._folded)
@@ -268,7 +274,7 @@ class Log:
             if self.retired:
                 raise Retired
             if hub.closing and (origin is None or hub.closed):
-                raise BusClosed("the bus is closed")
+                raise BusClosed(hub.why)
             feeds = self._snapshot
             if feeds is None:
                 feeds = self._snapshot = tuple(self.feeds)

@@ -183,7 +183,7 @@ class Registry:
         try:
             with self.lock:
                 if self._hub.closing:
-                    raise BusClosed("the bus is closed")
+                    raise BusClosed(self._hub.why)
                 home = new_log(topic, self._hub) if is_pattern(topic) else self._log(topic)
                 attachment = _Attachment(self, source, lane, on_next, on_error, on_completed, name, loop, home)
                 alive = self._feed(attachment)
@@ -218,6 +218,13 @@ class Registry:
         if isinstance(source, Subscription):
             source._attachments[attachment] = None
         return True
+
+    def inherit(self) -> None:
+        """In a forked child: threads that held something exist in the parent only."""
+        self.lock = threading.RLock()
+        for log in self.logs.values():
+            log.only = None
+            log.release()
 
     def forget(self, attachment: _Attachment) -> None:
         """It leaves: matches no new topic and is not counted any more."""

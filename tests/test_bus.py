@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import gc
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from rxbus import (
     defer,
     only_payload,
 )
+from rxbus._fan_out import ledger
 from rxbus.operators import buffered, map_async
 
 PRICES = Topic("prices.eur", float)
@@ -641,6 +644,57 @@ def test_close_leaves_no_timer_thread() -> None:
     bus.scheduler.schedule_relative(1000.0, lambda *_: None)
     bus.close()
     assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("held", ["nothing", "a turn", "the ledger", "the order"])
+def test_a_forked_child_finds_its_inherited_bus_closed_and_may_make_another(
+    held: str, spawn: Callable[..., Future[Any]]
+) -> None:
+    bus = EventBus()
+    inside, go = threading.Event(), threading.Event()
+
+    def hold(event: Event[Any] | None = None) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+
+    def hold_the_order() -> None:
+        del log.free
+        hold()
+        log.free = True
+
+    def hold_the_ledger() -> None:
+        with ledger:
+            hold()
+
+    bus.subscribe("a").subscribe(hold if held == "a turn" else lambda event: None)
+    if held != "a turn":
+        bus.publish("a")
+    log = bus._registry.logs["a"]
+    holding = {"a turn": lambda: bus.publish("a"), "the ledger": hold_the_ledger, "the order": hold_the_order}
+    if held in holding:
+        holder = spawn(holding[held])
+        assert inside.wait(PATIENCE)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # a hang is a failure
+        told = 0
+        for call in (lambda: bus.publish("a"), lambda: bus.publish("new"), lambda: bus.subscribe("a")):
+            try:
+                call()
+            except BusClosed as error:
+                told += "forked" in str(error)
+        bus.close()
+        with EventBus() as own:
+            own.subscribe("a").pipe(buffered(1)).subscribe(lambda event: None)
+            told += own.publish("a").acknowledged
+        os._exit(40 + told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 44
+    go.set()
+    if held in holding:
+        holder.result(PATIENCE)
+    bus.close()
 
 
 # -- causes
