@@ -27,6 +27,7 @@ class Strike:
 
     def __enter__(self) -> Strike:
         self._before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # from 3.12 on, `settrace` looks whether any frame wants opcodes
         sys.settrace(self._called)
         return self
 
@@ -40,7 +41,7 @@ class Strike:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         self._last[frame] = "RESUME"
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        frame.f_trace, frame.f_trace_opcodes, frame.f_trace_lines = self._step, True, False
         return self._step
 
     def _step(self, frame: FrameType, event: str, argument: object) -> Any:
