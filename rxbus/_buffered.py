@@ -17,7 +17,7 @@ from reactivex.disposable import CompositeDisposable, Disposable
 
 from rxbus._acknowledgement import current_fan_out, lanes_held, work_for
 from rxbus._fan_out import FanOut, ledger, logger, pending
-from rxbus._here import Engine, Here, Holder, Job, Origin, local
+from rxbus._here import Engine, Here, Holder, Job, Origin, PutOff, local
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
 
@@ -175,7 +175,7 @@ class Buffer:
             return
         self._submitted = True
         if self._limit == 0:
-            here.later.append((self._hand_on_all, self._submit))
+            here.later.append(PutOff(self._hand_on_all, self._submit))
             return
         try:
             self._submit(self._hand_on_all)

@@ -22,7 +22,7 @@ from reactivex.scheduler.trampoline import Trampoline
 from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, current_fan_out, work_for_coroutine
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c, ledger, pending
-from rxbus._here import Here, local, places, run_later
+from rxbus._here import Here, PutOff, local, places, run_later
 from rxbus._lane import Entry, Lane, deliver, drop, hand, hand_over
 from rxbus._log import Log, Retired
 from rxbus._observer import Feed
@@ -176,7 +176,7 @@ def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool)
         if here.depth > MAX_DEPTH:
             for feed in fan.rest:
                 feed.lane.inbox.append((feed, fan.id))
-                here.later.append((feed.lane.visit, feed.lane.engine.submit))
+                here.later.append(PutOff(feed.lane.visit, feed.lane.engine.submit))
             return 0
         if remote and log.hub.engine.limit != 0:
             fan.waiting().serves = False

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,9 @@ class Wait:
         self.failures: dict[tuple[FanOut, Feed, int], BaseException] = {}  # each once, though an interrupt tells twice
         self.serves = True  # the publisher may run handlers while it waits; not with a timeout: it could not leave them
         self.gone = False  # the publisher has left: nothing more can be told to it
-        self.jobs: deque[Job] = deque()  # what it was offered to do; each stays until it is done
+        # What it was offered to do; each stays until it is done. A `partial` for each offer, which is equal to itself
+        # only: who takes off what was done twice must not take off the same that was offered anew.
+        self.jobs: deque[partial[object]] = deque()
         # What wakes the publisher. A queue, since ringing twice must be harmless, and ringing a publisher that has left
         # must not raise.
         self.bell: SimpleQueue[None] | None = None
@@ -194,7 +197,7 @@ class Wait:
         with ledger:
             accepted = self.serves and not self.gone
             if accepted:
-                self.jobs.append(job)
+                self.jobs.append(partial(job))
         if accepted:
             self.ring()
         return accepted

@@ -79,9 +79,7 @@ class Here:
         self.depth = 0  # how many publishes are nested on this thread
         self.outer: list[FanOut] = []  # its own events, in whose rounds it has come upon other publishers' mail
         self.wait: Wait | None = None  # what it waits for, and serves meanwhile
-        # What it must not do inside a handler, put off until it is in none; no job minds being run twice. With who else
-        # can do it: the monitor may take it off too.
-        self.later: list[tuple[Job, Callable[[Job], object]]] = []
+        self.later: list[PutOff] = []  # what it must not do inside a handler, until it is in none
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
         self.engine: Engine | None = None  # of what has been attached last, and how that is called
@@ -89,6 +87,19 @@ class Here:
         self.thread = threading.get_ident()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self
+
+
+class PutOff:
+    """A job that is put off, and who else can do it; the monitor may take it off too, and no job minds running twice.
+
+    Equal to itself only: who takes off what was done twice must not take off the same that was put off anew.
+    """
+
+    __slots__ = ("job", "submit")
+
+    def __init__(self, job: Job, submit: Callable[[Job], object]) -> None:
+        self.job = job
+        self.submit = submit
 
 
 class Holder(Protocol):
@@ -125,10 +136,10 @@ def pass_on_later(here: Here) -> int:
     passed = 0
     while True:
         try:
-            put_off = job, submit = here.later[0]
+            put_off = here.later[0]
         except IndexError:
             return passed
-        submit(job)
+        put_off.submit(put_off.job)
         passed += 1
         with suppress(ValueError):
             here.later.remove(put_off)
@@ -145,7 +156,7 @@ def run_later(here: Here) -> None:
                 put_off = here.later[0]
             except IndexError:
                 break
-            put_off[0]()
+            put_off.job()
             with suppress(ValueError):
                 here.later.remove(put_off)
     except BaseException:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rxbus._fan_out import FanOut, is_ctrl_c, ledger, logger
-from rxbus._here import Reentered, local
+from rxbus._here import PutOff, Reentered, local
 from rxbus._lane import Entry, Lane
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Attachment:
         self.left = False
         submit = self.lane.engine.submit
         if self.lane.engine.limit == 0:
-            local.here.later.append((self.leave, submit))
+            local.here.later.append(PutOff(self.leave, submit))
         else:
             submit(self.leave)
 

@@ -17,6 +17,8 @@ import reactivex as rx
 from reactivex import operators as ops
 
 from rxbus import BlockingScheduler, Event, EventBus, PublishError, Receipt, defer
+from rxbus._fan_out import Wait
+from rxbus._here import Here, PutOff, local, pass_on_later, places, run_later
 from rxbus._lane import Lane, LockedLane
 
 PATIENCE = 10.0
@@ -732,3 +734,38 @@ def test_cold_sources_do_not_put_off_what_handlers_subscribe_to(bus: EventBus) -
     rx.create(source).subscribe()
     assert after == [2, 4]
     assert got == [1, 10, 2, 20]
+
+
+# -- jobs that two threads take off
+
+
+def test_a_job_that_two_have_done_takes_none_off_that_was_offered_anew() -> None:
+    """The monitor passes on what a publisher does at the same time; equal jobs are not the same."""
+    wait, lane = Wait(), Lane(EventBus().scheduler)
+    done: list[object] = []
+
+    def also_done_by_the_publisher(job: Callable[[], object]) -> None:
+        done.append(job)
+        if len(done) == 1:
+            wait.pass_on(done.append)
+            wait.offer(lane.visit)
+
+    wait.offer(lane.visit)
+    wait.pass_on(also_done_by_the_publisher)
+    assert len(done) == 3
+
+
+def test_a_job_put_off_that_two_have_done_takes_none_off_that_was_put_off_anew() -> None:
+    here, lane = Here(), Lane(EventBus().scheduler)
+    done: list[object] = []
+
+    def also_done_by_the_thread(job: Callable[[], object]) -> None:
+        done.append(job)
+        if len(done) == 1:
+            run_later(here)
+            here.later.append(PutOff(lane.visit, also_done_by_the_thread))
+
+    here.later.append(PutOff(lane.visit, also_done_by_the_thread))
+    pass_on_later(here)
+    places[here.thread] = local.here  # as it was
+    assert len(done) == 2
