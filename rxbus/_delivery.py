@@ -197,7 +197,7 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
     here.delivery = None
     done = 0
     held: Lane | None = None
-    careful = fan.origin is not None  # a delivery may have been refused
+    caused = fan.trail is not None
     try:
         for feed in fan.rest:
             lane = feed.lane
@@ -212,7 +212,8 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
             except AttributeError:
                 lane.post((feed, fan.id))
                 continue
-            if feed.cursor.next is not entry or careful:  # earlier mail first, or somebody was here before
+            # Earlier mail comes first, and causes do; or a buffer has refused it, or somebody was here before.
+            if feed.cursor.next is not entry or (caused and (fan.origin is not None or lane.is_fed_by_several())):
                 lane.free = True
                 lane.post((feed, fan.id))
                 continue

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rxbus._here import Job, Origin, local
+from rxbus._here import Job, Origin, Trail, local
 
 if TYPE_CHECKING:
     from rxbus._log import Log
@@ -58,7 +58,7 @@ class FanOut(msgspec.Struct, eq=False):
     parent: FanOut | None = None  # the event whose handler publishes this one, while it does
     by: Feed | None = None  # that handler's, while it does
     root: FanOut | None = None  # the outermost event that led to this one; None: it is that itself
-    trail: tuple[str, Any] | None = None  # the topics of its causes, the nearest first, as a linked list
+    trail: Trail | None = None  # its causes, the nearest first
     chain: int = 0  # how many causes it has
     origin: Origin | None = None  # the item in a buffer's hand that led to it
     done: int = 0  # how many deliveries ended in the publisher's round

@@ -109,13 +109,21 @@ class Holder(Protocol):
         """Fails the deliveries of a fan-out that wait for the very item whose handler waits for them."""
 
 
+class Trail(msgspec.Struct, frozen=True, eq=False):
+    """A cause of an event, and its causes."""
+
+    log: Log
+    id: int
+    before: Trail | None
+
+
 class Origin(msgspec.Struct, eq=False):
     """An event that a buffer has acknowledged and now hands on: no publisher waits, but causes go on being counted."""
 
     log: Log
     event: Any
     id: int
-    trail: tuple[str, Any] | None
+    trail: Trail | None
     chain: int
     holder: Holder
     fan: FanOut | None = None  # what the handler that has it publishes now

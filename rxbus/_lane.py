@@ -25,11 +25,11 @@ import msgspec
 
 from rxbus._acknowledgement import Delivery
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
-from rxbus._here import Engine, Here, Holder, local, run_later
+from rxbus._here import Engine, Here, Holder, Trail, local, run_later
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
-    from rxbus._observer import Feed
+    from rxbus._observer import Attachment, Feed
 
 COMBINED = 16  # how much of other publishers' mail one publisher drains after its own event
 SLOW = 16  # fast deliveries in a row after which an observer no longer counts as slow
@@ -55,7 +55,7 @@ class Lane:
     User code runs in the turn: that is what the turn is for. Taking it never blocks.
     """
 
-    __slots__ = ("__weakref__", "blocked", "called", "deliveries", "engine", "free", "inbox", "slow")
+    __slots__ = ("__weakref__", "attachments", "blocked", "called", "deliveries", "engine", "free", "inbox", "slow")
 
     free: bool
 
@@ -65,8 +65,13 @@ class Lane:
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
         self.deliveries: dict[Delivery, None] = {}  # those that are counted and have not ended; under the ledger
         self.called = False  # a worker is on its way
+        self.attachments: list[Attachment] = []  # what it is the lane of
         self.blocked: Holder | None = None  # the buffer that the observer waits for room in
         self.slow = 0  # it was slow: how many fast deliveries until that is forgotten
+
+    def is_fed_by_several(self) -> bool:
+        """Whether events come from more than one topic."""
+        return len(self.attachments) > 1 or any(len(attachment.feeds) > 1 for attachment in self.attachments)
 
     def post(self, mail: Mail) -> None:
         """Leaves mail and sees to it that it is read."""
@@ -301,6 +306,10 @@ def deliver(here: Here, feed: Feed, claim: Handover | None) -> None:
     if fan is None:
         feed.cursor = entry
         return
+    if fan.trail is not None and feed.lane.is_fed_by_several():
+        _catch_up(here, feed.lane, fan.trail)
+        if here.kept:
+            return
     event = fan.event  # now: once its observer leaves, nobody waits, and the fan-out lets go of it
     own = here.fan is fan
     delivery = Delivery(fan, feed)
@@ -346,6 +355,31 @@ def deliver(here: Here, feed: Feed, claim: Handover | None) -> None:
         lane.slow -= 1
     if error is not None and is_ctrl_c(error):
         raise error
+
+
+def _catch_up(here: Here, lane: Lane, trail: Trail) -> None:
+    """In the lane's turn: delivers the causes of an event that it has not come to, so that none comes after its effect.
+
+    A cause that it has come to has been caught up with itself, and ends the search.
+    """
+    owed: list[tuple[Feed, int]] = []
+    cause: Trail | None = trail
+    while cause is not None:
+        feeds = [feed for one in list(lane.attachments) if (feed := one.feeds.get(cause.log)) is not None]
+        late = [(feed, cause.id) for feed in feeds if _owes(feed, cause.id)]
+        if feeds and not late:
+            break
+        owed += late
+        cause = cause.before
+    for feed, id in reversed(owed):
+        while _owes(feed, id) and not here.kept:
+            deliver(here, feed, None)
+
+
+def _owes(feed: Feed, id: int) -> bool:
+    """Whether an observer has not come to an event, or to one before it, that is meant for it."""
+    entry = feed.cursor.next
+    return entry is not None and entry.id <= id and feed.on_next is not None
 
 
 def _told(error: BaseException, own: bool) -> BaseException:

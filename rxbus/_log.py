@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from rxbus._acknowledgement import current_fan_out
 from rxbus._event import Event
 from rxbus._fan_out import FanOut
-from rxbus._here import Engine, Here, Origin, Reentered, local
+from rxbus._here import Engine, Here, Origin, Reentered, Trail, local
 from rxbus._lane import GIL, Entry, LockTurn
 from rxbus._observer import Attachment, Feed
 from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
@@ -288,7 +288,7 @@ class Log:
             fan = FanOut(self, event, id, feeds, iter(feeds) if GIL else _Once(feeds), None, copy_context(), loop)
             if origin is not None:
                 fan.chain = origin.chain + 1
-                fan.trail = (origin.log.name, origin.trail)
+                fan.trail = Trail(origin.log, origin.id, origin.trail)
                 fan.origin = here.origin or (None if parent is None else parent.origin)
                 if here.origin is not None:
                     here.origin.fan = fan
@@ -357,8 +357,8 @@ def _loop(topic: str, origin: FanOut | Origin) -> tuple[str, ...]:
     names: list[str] = [origin.log.name]
     trail = origin.trail
     while trail is not None and names[-1] != topic:
-        names.append(trail[0])
-        trail = trail[1]
+        names.append(trail.log.name)
+        trail = trail.before
     if names[-1] != topic:
         names = [topic, *names[:9]]
     return tuple(reversed(names))

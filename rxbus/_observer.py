@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ class Attachment:
         self.feeds: dict[Log, Feed] = {}
         self.left = False
         self.told = False  # that its stream has ended
+        lane.attachments.append(self)
 
     def leave(self) -> None:
         """Gets nothing more, and nobody waits for it: what is queued is dropped, what is deferred counts as given."""
@@ -127,6 +129,8 @@ class Attachment:
         for delivery in open_:
             delivery.leave()
         self.feeds.clear()
+        with suppress(ValueError):
+            self.lane.attachments.remove(self)
 
     def finish(self, error: Exception | None = None) -> None:
         """Leaves, and tells the observer so in its turn: `on_completed`, or `on_error`."""

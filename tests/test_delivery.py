@@ -261,6 +261,42 @@ def test_merged_topics_are_one_observer(bus: EventBus) -> None:
     assert twice == []
 
 
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("watching", ["pattern", "merge"])
+def test_no_observer_sees_an_effect_before_its_cause(max_workers: int | None, slow: bool, watching: str) -> None:
+    """Also where they are of different topics, and whoever was attached first."""
+    with EventBus(BlockingScheduler(max_workers)) as bus:
+        seen: list[list[int]] = [[] for _ in range(4)]
+        turn = threading.Event()
+
+        def follow(topic: str) -> Callable[[Event[Any]], None]:
+            return lambda event: bus.publish(topic, event.payload) and None
+
+        def watch(number: int) -> None:
+            source = rx.merge(*(bus.subscribe(name) for name in "cab")) if watching == "merge" else bus.subscribe(">")
+
+            def handle(event: Event[Any]) -> None:
+                if slow and number % 2:
+                    turn.wait(0.002)
+                seen[number].append(event.id)
+
+            source.subscribe(handle)
+
+        watch(0)
+        bus.subscribe("a").subscribe(follow("b"))
+        watch(1)
+        watch(2)
+        bus.subscribe("b").subscribe(follow("c"))
+        watch(3)
+        for number in range(20):
+            bus.publish("a", number)
+            bus.publish("a", number, timeout=PATIENCE)
+        for one in seen:
+            assert len(one) == 120
+            assert one == sorted(one)
+
+
 # -- 5: no deadlock
 
 
