@@ -19,7 +19,7 @@ import msgspec
 
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger, logger
-from rxbus._here import Here, Origin, local, run_later
+from rxbus._here import Here, Origin, Reentered, local, run_later
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
@@ -109,10 +109,10 @@ class Delivery:
     def keep_open(self, by: Acknowledgement) -> None:
         """Keeps it open for one more."""
         with ledger:
-            if not by.owed:
+            if not by._owed:
                 self.open += 1
-                self.holds += by.turn
-                by.owed = True
+                self.holds += by._turn
+                by._owed = True
 
     def returned(self, here: Here, error: BaseException | None = None) -> None:
         """The handler has returned, or raised. Sets `here.kept` where the turn is not to be given back yet."""
@@ -136,25 +136,25 @@ class Delivery:
         """One of those that kept it open is done; the last hold gives the turn back."""
         lane = self.feed.lane
         interrupted = error is not None and is_ctrl_c(error)
-        if by.owed:
-            if error is not None and (by.turn or not (self.ended or self.void)):
+        if by._owed:
+            if error is not None and (by._turn or not (self.ended or self.void)):
                 self._fail(error)
             held = self.fan.contents()
             with ledger:
-                if by.owed:
+                if by._owed:
                     if interrupted:  # what was about to be done may never be: it is not waited for any more
                         self.void = True
-                        self.open = self.holds + self.inside + (not by.turn)
-                    if by.turn or interrupted or not self.void:
+                        self.open = self.holds + self.inside + (not by._turn)
+                    if by._turn or interrupted or not self.void:
                         self._settle()
-                    by.owed = False
-                    self.holds -= by.turn
+                    by._owed = False
+                    self.holds -= by._turn
                     if self.keeps and self.holds == 0:
                         self.keeps = False
                         lane.free = True
             del held
             self._ring()
-        if by.turn:
+        if by._turn:
             lane.given_back()
 
     def _fail(self, error: BaseException) -> None:
@@ -167,8 +167,10 @@ class Delivery:
             self.fan.fail(error, self.feed, self.wait, self.failure is None)
         self.failure = error
 
-    def leave(self) -> None:
-        """Its observer has left: nobody waits any more, and what is open counts as given."""
+    def leave(self, error: Exception | None = None) -> None:
+        """Its observer has left: nobody waits any more, and what is open counts as given, or has failed."""
+        if error is not None:
+            self._fail(error)
         held = self.fan.contents()
         with ledger:
             self.open = 1
@@ -178,9 +180,7 @@ class Delivery:
 
     def _settle(self) -> None:
         """Under the ledger; atomic but for the entry of `end`, before which nothing has changed."""
-        if self.open <= 1 and not self.ended:
-            self.fan.end(self.failure is not None)
-            self.ended = True
+        if self.open <= 1 and not self.ended and self.fan.end(self.failure is not None, self):
             if self.wait is not None:
                 self.wait.count -= 1
             deliveries = self.feed.lane.deliveries
@@ -211,6 +211,8 @@ def current_fan_out(here: Here) -> FanOut:
     """The fan-out of the event a thread delivers; a topic with a single observer makes it only when asked."""
     if here.fan is None:
         assert here.feed is not None
+        if here.event is None:
+            raise Reentered
         here.fan = FanOut(here.feed.log, here.event, here.event.id, (here.feed,), loop=_get_running_loop())
     return here.fan
 
@@ -244,11 +246,13 @@ def work_for(place: Delivery | Origin | None, call: Callable[[], T]) -> T:
     if isinstance(place, Delivery):
         return place.resume(call)
     here = local.here
-    outer, here.origin = here.origin, place
+    before = here.feed, here.event, here.fan, here.delivery, here.origin, here.depth, here.holding
+    here.feed = here.event = here.fan = here.delivery = None  # it may be a publisher that helps, inside of a handler
+    here.origin, here.depth, here.holding = place, 0, 0
     try:
         return call()
     finally:
-        here.origin = outer
+        here.feed, here.event, here.fan, here.delivery, here.origin, here.depth, here.holding = before
 
 
 def work_for_coroutine(call: Callable[[], T]) -> T:
@@ -276,21 +280,21 @@ class Acknowledgement:
     It is a context manager too: leaving the block acknowledges, an exception in it is a `nack` and goes on.
     """
 
-    __slots__ = ("_delivery", "owed", "turn")
+    __slots__ = ("_delivery", "_owed", "_turn")
 
     def __init__(self, delivery: Delivery, turn: bool = False) -> None:
         self._delivery = delivery
-        self.turn = turn  # the lane's turn is kept, too, until it is given
-        self.owed = False  # the delivery waits for it; under the ledger
+        self._turn = turn  # the lane's turn is kept, too, until it is given
+        self._owed = False  # the delivery waits for it; under the ledger
         try:
             delivery.keep_open(self)
         except BaseException:  # interrupted: nobody is going to have it
-            self.give()
+            self._give()
             raise
 
     def ack(self) -> None:
         """Says that the delivery is done. Later calls, and calls after the observer has left, do nothing."""
-        self.give()
+        self._give()
 
     def nack(self, error: BaseException) -> None:
         """Says that the delivery has failed: `error` is reported to the publisher. Later calls do nothing.
@@ -300,9 +304,9 @@ class Acknowledgement:
         """
         if not isinstance(error, BaseException):
             raise InvalidArgument(f"nack wants the exception that says what failed, not {error!r}")
-        self.give(error)
+        self._give(error)
 
-    def give(self, error: BaseException | None = None) -> None:
+    def _give(self, error: BaseException | None = None) -> None:
         """Gives it, with what has failed if anything has."""
         try:
             self._delivery.settle(self, error)
@@ -310,11 +314,11 @@ class Acknowledgement:
             self._delivery.settle(self, error)
             raise
 
-    def is_void(self) -> bool:
+    def _is_void(self) -> bool:
         """Whether nobody waits for it any more: the handler has failed."""
         return self._delivery.void
 
-    def publisher(self) -> Wait:
+    def _publisher(self) -> Wait:
         """What the outermost publisher waits for."""
         return self._delivery.fan.top.waiting()
 
@@ -324,7 +328,7 @@ class Acknowledgement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.give(error)
+        self._give(error)
 
 
 def defer() -> Acknowledgement:

@@ -17,7 +17,7 @@ from reactivex.disposable import CompositeDisposable, Disposable
 
 from rxbus._acknowledgement import current_fan_out, lanes_held, work_for
 from rxbus._fan_out import FanOut, ledger, logger, pending
-from rxbus._here import Engine, Here, Holder, Job, Origin, PutOff, local
+from rxbus._here import Engine, Here, Holder, Job, Origin, PutOff, Reentered, local, run_later
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
 
@@ -73,7 +73,7 @@ def _inherit() -> None:
     """In a forked child: the threads of the spare workers exist in the parent only."""
     global _spare
     _spare = Workers(None)
-    _buffers._at_fork_reinit()  # type: ignore[attr-defined] # pyright: ignore # as threading's own classes do
+    buffers._at_fork_reinit()  # type: ignore[attr-defined] # pyright: ignore # as threading's own classes do
 
 
 if hasattr(os, "register_at_fork"):
@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 # Guards every buffer's fields, and Lane.blocked: one for all, since a buffer that is full looks at others to see
 # whether it would wait for itself. The ledger may be taken under it; nothing is called under it. An RLock, since the
 # garbage collector may run a destructor that publishes.
-_buffers = threading.RLock()
+buffers = threading.RLock()
 
 
 class _Item(msgspec.Struct, eq=False):
@@ -126,7 +126,7 @@ class Buffer:
         self._put(self.observer.on_completed, counts=False)
 
     def stop(self) -> None:
-        with _buffers:
+        with buffers:
             self._stopped = True
             self._items.clear()
             self._held = 0
@@ -134,7 +134,7 @@ class Buffer:
 
     def check(self, fan: FanOut) -> None:
         """See `Holder`."""
-        with _buffers:
+        with buffers:
             if self._in_hand is not fan.origin:
                 return
             for one, feed in _pending(fan):
@@ -143,6 +143,8 @@ class Buffer:
 
     def _put(self, call: Callable[[], None], counts: bool) -> None:
         here = local.here
+        if ledger._is_owned():  # type: ignore[attr-defined] # pyright: ignore
+            raise Reentered  # the order of the two locks is the other one
         if here.feed is not None:
             self.use(here.feed.lane.engine)
         source = here.origin or (None if here.feed is None else current_fan_out(here))
@@ -155,7 +157,7 @@ class Buffer:
 
     def _enter(self, item: _Item) -> bool:
         """Takes an item in, if there is room or room can be made; says whether."""
-        with _buffers:
+        with buffers:
             if self._stopped:
                 return False
             if item.counts and self._held >= self._capacity:
@@ -176,6 +178,7 @@ class Buffer:
         self._submitted = True
         if self._limit == 0:
             here.later.append(PutOff(self._hand_on_all, self._submit))
+            run_later(here)  # on a thread that delivers nothing
             return
         try:
             self._submit(self._hand_on_all)
@@ -190,7 +193,7 @@ class Buffer:
         lanes = lanes_held(here)
         bell: SimpleQueue[None] = SimpleQueue()
         try:
-            with _buffers:
+            with buffers:
                 self._at_the_door.append(bell)
                 if not isinstance(upstream, Buffer) or upstream._in_hand is not led_by:
                     upstream = None
@@ -244,7 +247,7 @@ class Buffer:
     def _hand_on_all(self) -> None:
         while self._hand_on():
             pass
-        with _buffers:
+        with buffers:
             self._submitted = False
             more = bool(self._items) and not self._handing  # it came just now
         if more:
@@ -254,7 +257,7 @@ class Buffer:
         """Hands the first item to what follows; False where there is none, or somebody else is at it."""
         item: _Item | None = None
         try:
-            with _buffers:
+            with buffers:
                 if not self._handing and self._items:
                     item = self._items[0]
                     del self._items[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from asyncio import AbstractEventLoop, _get_running_loop
@@ -18,9 +19,10 @@ import msgspec
 from reactivex.observer import Observer
 
 from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, lanes_held
+from rxbus._coroutines import check_handler
 from rxbus._delivery import publish
 from rxbus._delivery_async import publish_async
-from rxbus._event import Topic, name_of
+from rxbus._event import Event, Topic, name_of
 from rxbus._fan_out import ledger, logger
 from rxbus._here import Here, local, places
 from rxbus._lane import Lane
@@ -33,6 +35,7 @@ from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 CLOSING_LOOK = 0.02  # seconds between two looks at what a closing bus must not wait for
 
@@ -86,9 +89,9 @@ class EventBus:
         self._registry = Registry(self._hub)
         self._logs = self._registry.logs
         self._scheduler.acquire(self)
-        self._closed = False
+        self._closed = self._in_close = False
         _buses.add(self)
-        self._close_lock = threading.Lock()  # held while the bus closes: a second close waits for the first
+        self._close_lock = threading.RLock()  # held while the bus closes: a second close waits for the first
 
     @property
     def scheduler(self) -> BlockingScheduler:
@@ -200,7 +203,10 @@ class EventBus:
             InvalidArgument: The subscription is not one of this bus's, or not on that topic.
         """
         if not isinstance(subscription, Subscription) or subscription._registry is not self._registry:
-            raise InvalidArgument(f"{subscription!r} is not a subscription of this bus")
+            raise InvalidArgument(
+                f"{subscription!r} is not a subscription of this bus: give what `bus.subscribe` has returned, or detach"
+                " a single observer by the `dispose()` of what attaching it has returned"
+            )
         if subscription.topic != name_of(topic):
             raise InvalidArgument(f"that subscription is on {subscription.topic!r}, not on {name_of(topic)!r}")
         subscription.unsubscribe()
@@ -240,17 +246,31 @@ class EventBus:
 
         return Observer(emit, tell)
 
-    def on(self, topic_or_pattern: str | Topic[Any]) -> Callable[[F], F]:
+    @overload
+    def on(
+        self, topic_or_pattern: Topic[T], *, name: str | None = None
+    ) -> Callable[[Callable[[Event[T]], R]], Callable[[Event[T]], R]]: ...
+    @overload
+    def on(self, topic_or_pattern: str, *, name: str | None = None) -> Callable[[F], F]: ...
+    def on(self, topic_or_pattern: str | Topic[Any], *, name: str | None = None) -> Callable[[F], F]:
         """Attaches the decorated function, plain or `async def`, which takes the event; gives it back unchanged.
+
+        It stays attached until the stream ends; what is to leave earlier is attached by `subscribe(...).subscribe`.
+
+        Args:
+            topic_or_pattern: A topic, its name, or a pattern.
+            name: How errors and reports call it; by default the function's name and where it was attached.
 
         Raises:
             InvalidTopic: It is neither a topic nor a pattern.
+            InvalidArgument: What is decorated cannot be called.
             BusClosed: The bus has been closed.
             RxBusError: The function is `async def`, and no event loop is running.
         """
-        subscription = self.subscribe(topic_or_pattern)
+        subscription = self.subscribe(topic_or_pattern, name=name)
 
         def attach(function: F) -> F:
+            check_handler(function)
             subscription.subscribe(function)
             return function
 
@@ -289,28 +309,35 @@ class EventBus:
         if self._would_wait_for_itself():
             raise RxBusError("close() inside a handler would wait for that handler: call it from outside")
         with self._close_lock:
-            if self._closed:
+            if self._closed or self._in_close:  # a signal handler's, in the midst of it
                 return
-            self._hub.closing = True
-            with self._registry.lock:
-                logs = list(self._registry.logs.values())
-            for log in logs:
-                log.reserve()
-            self._wait_until_quiet(set())
-            with self._registry.lock:
-                attachments = list(self._registry.attachments)
-            for attachment in reversed(attachments):  # what flushes on completion may publish to those attached before
-                attachment.finish()
-            self._wait_until_quiet({attachment.lane for attachment in attachments})
-            self._hub.closed = True
-            self._scheduler.release(self)
-            self._closed = True
+            self._in_close = True
+            try:
+                self._close()
+            finally:
+                self._in_close = False
+
+    def _close(self) -> None:
+        self._hub.closing = True
+        with self._registry.lock:
+            logs = list(self._registry.logs.values())
+        for log in logs:
+            log.reserve()
+        self._wait_until_quiet(set())
+        with self._registry.lock:
+            attachments = list(self._registry.attachments)
+        for attachment in reversed(attachments):  # what flushes on completion may publish to those attached before
+            attachment.finish()
+        self._wait_until_quiet({attachment.lane for attachment in attachments})
+        self._hub.closed = True
+        self._scheduler.release(self)
+        self._closed = True
 
     def _inherit(self) -> None:
         self._hub.why = "the bus belongs to the process that this one was forked from: make another after the fork"
         self._hub.closing = self._hub.closed = self._closed = True
         self._registry.inherit()
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
 
     def _would_wait_for_itself(self) -> bool:
         here, place = local.here, coroutine_place.get()
@@ -351,13 +378,17 @@ class EventBus:
                 return
 
     def _let_go(self, loop: AbstractEventLoop | None) -> set[Lane]:
-        """Completes the observers that coroutines of a loop keep busy; gives their lanes."""
+        """Completes the observers that coroutines of a loop keep busy, whose deliveries fail; gives their lanes."""
         if loop is None:
             return set()
         with self._registry.lock:
             attached = [attachment for attachment in self._registry.attachments if attachment.loop is loop]
         with ledger:
-            busy = [a for a in attached if any(d.holds and d.feed.loop is loop for d in a.lane.deliveries)]
+            cut_off = [d for a in attached for d in a.lane.deliveries if d.holds and d.feed.loop is loop]
+        error = BusClosed("the bus was closed before the handler's coroutine was done: `async with` would have waited")
+        for delivery in cut_off:
+            delivery.leave(error)
+        busy = {delivery.feed.attachment for delivery in cut_off}
         for attachment in busy:
             attachment.finish()
         return {attachment.lane for attachment in busy}
@@ -374,6 +405,15 @@ class EventBus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> EventBus:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the bus without blocking the event loop, so that its coroutines can end."""
+        await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
         state = "closed" if self._hub.closed else "closing" if self._hub.closing else "open"

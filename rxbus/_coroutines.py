@@ -40,6 +40,21 @@ def is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
+def check_handler(function: object) -> None:
+    """Raises where a call of it would do nothing, or cannot be made.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    if not callable(function):
+        raise InvalidArgument(f"a handler is a function or an Rx observer, not {function!r}")
+    plain: Any = function
+    while isinstance(plain, partial):
+        plain = plain.func
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise InvalidArgument(f"{plain!r} is a generator: a call of it runs nothing")
+
+
 class _OnLoop(Acknowledgement):
     """An acknowledgement that an event loop owes: the monitor gives it, should the loop be closed before it can."""
 
@@ -52,9 +67,9 @@ class _OnLoop(Acknowledgement):
         self._loops[self] = loop
         engine.monitor.wake()
 
-    def give(self, error: BaseException | None = None) -> None:
+    def _give(self, error: BaseException | None = None) -> None:
         self._loops.pop(self, None)
-        super().give(error)
+        super()._give(error)
 
 
 def on_loop(
@@ -69,20 +84,32 @@ def on_loop(
         held = _OnLoop(delivery, loop, turn=True)
 
         def done(task: asyncio.Task[object]) -> None:
-            held.give(RxBusError("the handler's coroutine was cancelled") if task.cancelled() else task.exception())
+            held._give(RxBusError("the handler's coroutine was cancelled") if task.cancelled() else task.exception())
 
         def begin() -> None:
             loop.create_task(_call(function, event), context=context).add_done_callback(done)
 
         try:
+            _check_running(loop)
             loop.call_soon_threadsafe(begin)
         except BaseException as error:
-            held.give()
-            if isinstance(error, RuntimeError):
-                raise RxBusError("the event loop of an async handler has been closed") from error
+            held._give()
+            if isinstance(error, RuntimeError):  # it has been closed just now
+                raise RxBusError(_NOT_RUNNING) from error
             raise
 
     return on_next
+
+
+def _check_running(loop: asyncio.AbstractEventLoop) -> None:
+    """Raises where a publisher would wait for a loop that nobody runs."""
+    if not loop.is_running():
+        raise RxBusError(_NOT_RUNNING)
+
+
+_NOT_RUNNING = (
+    "the event loop that has to run the handler is not running: publish while it does, with `await bus.publish_async`"
+)
 
 
 async def _call(function: Callable[[Any], Coroutine[Any, Any, object]], event: Any) -> object:
@@ -165,12 +192,13 @@ class Mapping:
     def on_next(self, value: Any) -> None:
         place = current_place()
         context = copy_context_for(place)
+        _check_running(self.loop)
         owed = _OnLoop(place, self.loop) if isinstance(place, Delivery) else None
         try:
             self.loop.call_soon_threadsafe(self._take, value, place, owed, context)
         except RuntimeError as error:
             _give(owed)
-            raise RxBusError("the event loop of map_async has been closed") from error
+            raise RxBusError(_NOT_RUNNING) from error
 
     def on_error(self, error: Exception) -> None:
         self._later(lambda: self._finish(lambda: self.observer.on_error(error)))
@@ -247,6 +275,6 @@ class Mapping:
 def _give(owed: _OnLoop | None, error: BaseException | None = None) -> None:
     """Gives an acknowledgement, where somebody waits for it; a failure that nobody waits for is logged."""
     if owed is not None:
-        owed.give(error)
+        owed._give(error)
     elif error is not None:
         logger.error("what follows map_async failed", exc_info=error)

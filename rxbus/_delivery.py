@@ -22,7 +22,7 @@ from reactivex.scheduler.trampoline import Trampoline
 from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, current_fan_out, work_for_coroutine
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c, ledger, pending
-from rxbus._here import Here, PutOff, local, places, run_later
+from rxbus._here import Here, PutOff, Reentered, local, places, run_later
 from rxbus._lane import Entry, Lane, deliver, drop, hand, hand_over
 from rxbus._log import Log, Retired
 from rxbus._observer import Feed
@@ -56,6 +56,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         del lane.free
     except AttributeError:
         return _publish_to_all(log, here, payload)
+    here.feed = feed  # before any call: a destructor or signal handler that publishes is to see where it is
     event = error = None
     called = given = False
     try:
@@ -65,7 +66,6 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
             if log.hub.engine.monitor.asleep:
                 log.hub.engine.monitor.wake()
             here.event = event
-            here.feed = feed
             called = True
             log.singles += 1
             on_next(event)
@@ -179,7 +179,8 @@ def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool)
                 here.later.append(PutOff(feed.lane.visit, feed.lane.engine.submit))
             return 0
         if remote and log.hub.engine.limit != 0:
-            fan.waiting().serves = False
+            # In a limited pool a nested one does it itself, late or not: its own handler may be what fills the pool.
+            fan.waiting().serves = log.hub.engine.limit is not None and fan.root is not None
             hand_over(fan)
             return 0
         return round_lanes(log, here, entry, fan)
@@ -207,13 +208,14 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
                 else:
                     hand(feed, fan)
                 continue
+            # A buffer may have refused a delivery, and causes come before their effect.
+            careful = caused and (fan.origin is not None or lane.is_fed_by_several())
             try:
                 del lane.free
             except AttributeError:
                 lane.post((feed, fan.id))
                 continue
-            # Earlier mail comes first, and causes do; or a buffer has refused it, or somebody was here before.
-            if feed.cursor.next is not entry or (caused and (fan.origin is not None or lane.is_fed_by_several())):
+            if feed.cursor.next is not entry or careful:  # earlier mail first, or somebody was here before
                 lane.free = True
                 lane.post((feed, fan.id))
                 continue
@@ -300,12 +302,15 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
     in_time = True
     if wait is not None:
         engine = log.hub.engine
+        here = local.here
         try:
             engine.monitor.wake()
             if fan.root is None:
                 engine.waiting[fan] = None
                 if fan.origin is not None and wait.count > 0:
                     fan.origin.holder.check(fan)
+            if wait.count > 0 and _is_holding(here, log):
+                raise Reentered
             in_time = wait.sleep(deadline)
         finally:
             engine.waiting.pop(fan, None)
@@ -313,6 +318,14 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
                 fan.origin.fan = None
             wait.leave(engine.submit)
     return outcome(log, event, fan, count, in_time, timeout)
+
+
+def _is_holding(here: Here, log: Log) -> bool:
+    """Whether a destructor or signal handler publishes that has struck this thread while it held something of ours.
+
+    What is missing might need just that.
+    """
+    return (here.feed is None and here.holding > 0) or any(guard._is_owned() for guard in log.hub.guards)
 
 
 def outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeout: float | None) -> Receipt:

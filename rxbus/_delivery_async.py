@@ -10,7 +10,7 @@ from typing import Any
 
 from rxbus._acknowledgement import Receipt, work_for_coroutine
 from rxbus._delivery import give_up, outcome, round_lanes
-from rxbus._fan_out import FanOut, ledger
+from rxbus._fan_out import FanOut, Wait, ledger
 from rxbus._here import local, run_later
 from rxbus._lane import Entry, hand_over
 from rxbus._log import Log, Retired
@@ -42,18 +42,28 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
     else:
         hand_over(fan)
         _end_round_async(fan)
-    in_time = True
     try:
         engine.monitor.wake()
         if fan.root is None:
             engine.waiting[fan] = None
-        await asyncio.wait_for(settled.wait(), timeout)
-    except TimeoutError:
-        in_time = False
+        in_time = await _wait(wait, settled, timeout)
     finally:
         engine.waiting.pop(fan, None)
         wait.leave(engine.submit)
     return outcome(log, event, fan, count, in_time, timeout)
+
+
+async def _wait(wait: Wait, rung: asyncio.Event, timeout: float | None) -> bool:
+    """Waits until nothing is missing, and does meanwhile what is offered; False when so many seconds have passed."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            while True:
+                rung.clear()
+                wait.pass_on(lambda job: job())
+                if wait.count <= 0:
+                    break
+                await rung.wait()
+    return wait.count <= 0
 
 
 def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:

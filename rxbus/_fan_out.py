@@ -27,6 +27,7 @@ import msgspec
 from rxbus._here import Job, Origin, Trail, local
 
 if TYPE_CHECKING:
+    from rxbus._acknowledgement import Delivery
     from rxbus._log import Log
     from rxbus._observer import Feed
 
@@ -65,7 +66,7 @@ class FanOut(msgspec.Struct, eq=False):
     missing: int = -1  # how many deliveries others must end; known when the publisher's round is over
     ended: int = 0  # how many others have ended
     lost: int = 0  # how many ended without an acknowledgement: failed, or the observer left
-    refused: tuple[Feed, ...] = ()  # those that are not to be delivered to: that has ended
+    lapsed: dict[Feed, None] | None = None  # whose delivery has ended without having begun: they left, or must not
     wait: Wait | None = None
 
     @property
@@ -81,8 +82,25 @@ class FanOut(msgspec.Struct, eq=False):
                 self.wait = self.wait or wait
         return self.wait
 
-    def end(self, lost: bool = False) -> None:
-        """Ends one delivery on behalf of the publisher, who is to be rung up then. Under the ledger; atomic."""
+    def end(self, lost: bool = False, delivery: Delivery | None = None, feed: Feed | None = None) -> bool:
+        """Ends one delivery on behalf of the publisher, who is to be rung up then. Under the ledger; atomic.
+
+        Once, which is what it gives: a destructor or signal handler may run at the entry of this very call, and end
+        the same.
+
+        Args:
+            lost: It is not acknowledged.
+            delivery: It has begun, and is counted.
+            feed: It has not begun; see `lapsed`.
+        """
+        if delivery is not None:
+            if delivery.ended:
+                return False
+            delivery.ended = True
+        if feed is not None:
+            if self.lapsed is None or feed in self.lapsed:
+                return False
+            self.lapsed[feed] = None
         self.ended += 1
         self.lost += lost
         if self.ended == self.missing:
@@ -92,6 +110,19 @@ class FanOut(msgspec.Struct, eq=False):
                 wait.count -= 1
             self.event = self.context = None  # a quiet topic must not pin them: its last entry stays until the next
             self.feeds = ()
+        return True
+
+    def lapse(self, feed: Feed) -> bool:
+        """Ends a delivery that has not begun, and is not to; False where it has been ended before."""
+        held = self.contents()
+        none: dict[Feed, None] = {}
+        with ledger:
+            if self.lapsed is None:
+                self.lapsed = none
+            first = self.end(lost=True, feed=feed)
+        self.ring()
+        del held
+        return first
 
     def contents(self) -> object:
         """What the end lets go of: to be held until the ledger has been let go of, since destructors are user code."""
@@ -144,12 +175,7 @@ class FanOut(msgspec.Struct, eq=False):
     def refuse(self, feed: Feed, error: Exception) -> None:
         """Ends a delivery that has not begun as failed; the lane's turn must be held, or its holder blocked."""
         self.fail(error, feed)
-        held = self.contents()
-        with ledger:
-            self.end(lost=True)
-            self.refused = (*self.refused, feed)
-        self.ring()
-        del held
+        self.lapse(feed)
 
 
 def pending(fans: Iterable[FanOut]) -> list[tuple[FanOut, Feed]]:
@@ -162,7 +188,7 @@ def pending(fans: Iterable[FanOut]) -> list[tuple[FanOut, Feed]]:
             (fan, feed)
             for fan in fans
             for feed in fan.feeds
-            if feed.cut is None and feed not in fan.refused and (feed.cursor.id < fan.id or (fan, feed) in open_)
+            if feed.cut is None and feed not in (fan.lapsed or ()) and (feed.cursor.id < fan.id or (fan, feed) in open_)
         ]
 
 

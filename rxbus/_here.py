@@ -40,6 +40,7 @@ class Engine(Protocol):
     monitor: Monitor
     waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
     loops: dict[Acknowledgement, AbstractEventLoop]  # what event loops owe
+    guards: list[Any]  # its RLocks, which no thread may hold while it waits
 
     def submit(self, job: Job) -> None:
         """Runs a job on a worker; on the calling thread where there are none."""
@@ -58,6 +59,7 @@ class Here:
         "event",
         "fan",
         "feed",
+        "holding",
         "kept",
         "later",
         "loop",
@@ -74,6 +76,7 @@ class Here:
         self.fan: FanOut | None = None  # the fan-out that `event` belongs to, once somebody needs it
         self.delivery: Delivery | None = None  # the delivery, once a plain call is not enough
         self.begun: Entry | None = None  # the entry that this thread has linked last
+        self.holding = 0  # the turns that it holds, outside of user code
         self.kept = False  # the delivery that has just returned goes on holding its lane's turn
         self.ending = False  # it is telling an observer that its stream has ended
         self.depth = 0  # how many publishes are nested on this thread

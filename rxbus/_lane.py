@@ -90,12 +90,14 @@ class Lane:
         while self.inbox:
             try:
                 del self.free
+                here.holding += 1
             except AttributeError:
                 break
             more = False
             try:
                 more = self._drain(here)
             finally:
+                here.holding -= 1
                 if here.kept:
                     here.kept = False
                 else:
@@ -127,6 +129,7 @@ class Lane:
         here = local.here
         try:
             del self.free
+            here.holding += 1
         except AttributeError:
             self.inbox.append((feed, id))
         else:
@@ -135,6 +138,7 @@ class Lane:
                     mine = feed.cursor.next is not None and feed.cursor.next.id == id
                     deliver(here, feed, claim if mine else None)
             finally:
+                here.holding -= 1
                 if here.kept:
                     here.kept = False
                     if feed.cursor.id < id:
@@ -319,7 +323,7 @@ def deliver(here: Here, feed: Feed, claim: Handover | None) -> None:
     feed.cursor = entry  # from here to `try` there is no call, so that an interrupt cannot lose the event
     on_next = feed.on_next  # after the cursor has moved: see Attachment.leave
     try:
-        if on_next is None or feed in fan.refused:
+        if on_next is None or (fan.lapsed is not None and feed in fan.lapsed):
             if on_next is None:
                 drop(feed, entry.id, fan)
             return
@@ -393,14 +397,8 @@ def _told(error: BaseException, own: bool) -> BaseException:
 
 def drop(feed: Feed, id: int, fan: FanOut) -> None:
     """The observer has left: ends a delivery that its leaving has not ended. Can be made again."""
-    held = fan.contents()
-    with ledger:
-        if feed.cut is not None and id <= feed.cut and feed not in fan.refused:
-            fan.end(lost=True)
-            fan.refused = (*fan.refused, feed)
-            fan.log.hub.dropped += 1
-    fan.ring()
-    del held
+    if feed.cut is not None and id <= feed.cut:
+        fan.log.hub.dropped += fan.lapse(feed)
 
 
 def _others(here: Here, own: FanOut | None, head: Entry) -> bool:

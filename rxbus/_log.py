@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from rxbus._acknowledgement import current_fan_out
 from rxbus._event import Event
-from rxbus._fan_out import FanOut
+from rxbus._fan_out import FanOut, ledger
 from rxbus._here import Engine, Here, Origin, Reentered, Trail, local
 from rxbus._lane import GIL, Entry, LockTurn
 from rxbus._observer import Attachment, Feed
@@ -34,13 +34,14 @@ class Retired(Exception):
 class Hub:
     """What the topics of one bus share."""
 
-    __slots__ = ("closed", "closing", "dropped", "engine", "failed", "ids", "max_chain", "resolve", "why")
+    __slots__ = ("closed", "closing", "dropped", "engine", "failed", "guards", "ids", "max_chain", "resolve", "why")
 
     def __init__(self, engine: Engine, max_chain: int) -> None:
         self.engine = engine
         self.max_chain = max_chain
         self.resolve: Callable[[str], Log]  # the log of a topic name; set by the registry
         self.ids = itertools.count(1)
+        self.guards: list[Any] = [ledger, *engine.guards]  # locks that no thread may hold while it waits
         self.closing = False  # outermost publishes are refused; set before each log's lock has been taken once
         self.closed = False
         self.why = "the bus is closed"

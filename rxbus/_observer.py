@@ -48,16 +48,9 @@ class Feed:
                 self.dropped = self.cursor
                 self.cut = self.dropped.id
         while (entry := self._to_drop(last)) is not None:
-            fan = entry.fan
-            assert fan is not None
-            held = fan.contents()  # until the ledger has been let go of: destructors are user code
-            with ledger:
-                if self._to_drop(last) is entry:
-                    fan.end(lost=True)
-                    self.dropped = entry
-                    self.log.hub.dropped += 1
-            fan.ring()
-            del held
+            assert entry.fan is not None
+            self.log.hub.dropped += entry.fan.lapse(self)
+            self.dropped = entry
         self.dropped = None  # or it would pin what comes
 
     def _to_drop(self, last: int) -> Entry | None:

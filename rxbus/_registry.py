@@ -20,16 +20,16 @@ from reactivex.disposable import Disposable
 from reactivex.observer import AutoDetachObserver, ScheduledObserver
 
 from rxbus import _coroutines, operators
-from rxbus._buffered import Buffer
-from rxbus._coroutines import Mapping, is_async
+from rxbus._buffered import Buffer, buffers
+from rxbus._coroutines import Mapping, check_handler, is_async
 from rxbus._delivery import DELIVERING
 from rxbus._event import check_name, check_pattern, is_pattern, matcher
-from rxbus._here import local
+from rxbus._here import local, run_later
 from rxbus._lane import Lane, new_lane
 from rxbus._log import Hub, Log, new_log
 from rxbus._observer import Attachment
 from rxbus._topic import Source, Subscription, TopicSubject
-from rxbus.errors import BusClosed, InvalidArgument, RxBusError
+from rxbus.errors import BusClosed, RxBusError
 
 
 class _Attachment(Attachment):
@@ -63,6 +63,7 @@ class Registry:
         # Guards all below. A log's order lock may be taken under it, never the other way round; no user code runs under
         # it, but for a destructor that the garbage collector may run at any moment: hence an RLock, and copies.
         self.lock = threading.RLock()
+        hub.guards += [self.lock, buffers]
         self.logs: dict[str, Log] = {}  # read without the lock by every publish
         self.subjects: dict[str, TopicSubject[Any]] = {}
         self.attachments: dict[_Attachment, None] = {}
@@ -95,6 +96,9 @@ class Registry:
         while self._to_visit:
             with suppress(IndexError):
                 self._to_visit.popleft().visit()
+        here = local.here
+        if here.later:
+            run_later(here)
 
     def _log(self, name: str) -> Log:
         log = self.logs.get(name)
@@ -122,7 +126,7 @@ class Registry:
             if only is not None:
                 self._to_visit.append(only.lane)
             if log.retire():
-                self.published += count
+                self.published += log.published + log.singles  # now that there can be no more
                 self.fanned += log.fanned() + log.singles
                 del self.logs[name]
             else:
@@ -252,8 +256,7 @@ class Registry:
             return _describe(handler, frame), new_lane(self._hub.engine)
         handler = _handler_of(end)
         name = _describe(handler, caller)
-        if not callable(handler):
-            raise InvalidArgument(f"a handler is a function or an Rx observer, not {handler!r}")
+        check_handler(handler)
         if is_async(handler):
             raise RxBusError(f"{name} is async and stands behind an operator, which would not await it: use map_async")
         if local.here.feed is not None and not local.here.ending:

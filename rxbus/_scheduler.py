@@ -58,7 +58,8 @@ class BlockingScheduler(PeriodicScheduler):
         self.loops: dict[Acknowledgement, AbstractEventLoop] = {}
         self._workers = Workers(max_workers)
         self.monitor = Monitor(handoff_after, Watch(self, handoff_after, stall_after).look)
-        self._lock = threading.Lock()  # guards the fields below
+        self.guards = [self._workers.lock, self.monitor.lock]
+        self._lock = threading.RLock()  # guards the fields below
         self._clock: EventLoopScheduler | None = None
         self._clock_threads: list[threading.Thread] = []
         self._buses: dict[int, None] = {}
@@ -174,7 +175,7 @@ class _Scheduled:
         except BaseException:
             self._taken.append(True)
             if self._held is not None:
-                self._held.give()
+                self._held._give()
             self.disposable.dispose()
             raise
         return self.disposable
@@ -215,7 +216,7 @@ class _Scheduled:
 
     def _end(self, error: BaseException | None) -> None:
         if self._held is not None:
-            self._held.give(error)
+            self._held._give(error)
         elif error is not None:
             logger.error("a scheduled action failed", exc_info=error)
         if self._result is not None and self.disposable.is_disposed:
@@ -231,6 +232,6 @@ class _Scheduled:
         finally:
             self._taken.append(True)
             if len(self._taken) == 1 and self._held is not None:
-                self._held.give()
+                self._held._give()
             elif self._result is not None:
                 self._result.dispose()

@@ -15,13 +15,12 @@ from reactivex.observer import Observer
 from reactivex.subject import Subject
 
 from rxbus import operators
-from rxbus._coroutines import is_async, on_loop, running_loop
+from rxbus._coroutines import check_handler, is_async, on_loop, running_loop
 from rxbus._delivery import publish_to_all
 from rxbus._event import Event
 from rxbus._here import local
 from rxbus._log import Log
 from rxbus._observer import Attachment
-from rxbus.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rxbus._registry import Registry
@@ -62,7 +61,7 @@ class Source(Observable[Event[T]]):
 
         Raises:
             BusClosed: The bus has been closed.
-            InvalidArgument: `on_next` cannot be called.
+            InvalidArgument: `on_next` cannot be called, or is a generator.
             RxBusError: `on_next` is an `async def` function, and no event loop is running, or it stands behind an
                 operator, which would call it and forget its coroutine: `map_async` is for that.
         """
@@ -72,8 +71,7 @@ class Source(Observable[Event[T]]):
             on_next, on_error, on_completed = observer.on_next, observer.on_error, observer.on_completed
         handler = cast(Callable[[Any], object], on_next or noop)
         loop = local.here.loop
-        if not callable(handler):
-            raise InvalidArgument(f"a handler is a function or an Rx observer, not {handler!r}")
+        check_handler(handler)
         if is_async(handler):
             loop = running_loop("an async handler")
             handler = on_loop(loop, cast(Callable[[Any], Coroutine[Any, Any, object]], handler))

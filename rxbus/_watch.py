@@ -72,8 +72,8 @@ class Watch:
     def _give_up(self, owed: Acknowledgement) -> None:
         """An event loop has been closed with a coroutine that was not done, or had not begun: nobody else will tell."""
         error = RxBusError("the event loop was closed before the coroutine was done")
-        give = partial(owed.give, error)
-        if self._engine.loops.pop(owed, None) and not owed.publisher().offer(give):
+        give = partial(owed._give, error)
+        if self._engine.loops.pop(owed, None) and not owed._publisher().offer(give):
             self._engine.submit(give)
 
     def _hand_off(self, here: Here, fan: FanOut | None) -> bool:

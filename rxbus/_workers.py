@@ -85,7 +85,7 @@ class Workers:
         self.limit = limit
         # Guards all fields below; held for a few statements, except that a thread may be started under it. An RLock,
         # since the garbage collector may run a destructor that publishes.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._idle: dict[_Worker, None] = {}  # in the order in which they became so
         self._jobs: deque[Job] = deque()  # those that wait for a place
         self._threads: dict[_Worker, None] = {}
@@ -100,7 +100,7 @@ class Workers:
     def submit(self, job: Job) -> None:
         """Runs a job on a worker, at once unless the limit is reached."""
         started = True
-        with self._lock:
+        with self.lock:
             if self._idle:
                 worker = next(reversed(self._idle))
                 del self._idle[worker]
@@ -131,16 +131,20 @@ class Workers:
 
     def close(self) -> None:
         """Ends the threads once they have done what there is; they come again when they are needed again."""
-        with self._lock:
+        with self.lock:
             self._closing += 1
         try:
-            while ending := list(self._threads):  # what they do may start others
+            while ending := self._all():  # what they do may start others
                 for worker in ending:
                     worker.jobs.put(None)
                     worker.thread.join()
         finally:
-            with self._lock:
+            with self.lock:
                 self._closing -= 1
+
+    def _all(self) -> list[_Worker]:
+        with self.lock:  # under which they are started, too: one that has not been cannot be joined
+            return [*self._threads]
 
     def _run(self, worker: _Worker) -> None:
         while (job := self._next(worker)) is not None:
@@ -153,7 +157,7 @@ class Workers:
         """Waits for what a worker is to do next; None: it ends."""
         timed_out = False
         while True:
-            with self._lock:
+            with self.lock:
                 if worker.jobs.empty():
                     if self._jobs:
                         return self._jobs.popleft()
@@ -170,7 +174,7 @@ class Workers:
                 timed_out = True
                 continue
             if job is not None:
-                with self._lock:
+                with self.lock:
                     self._idle.pop(worker, None)
                 return job
 
@@ -188,6 +192,7 @@ class Crew:
         self.monitor = engine.monitor
         self.waiting = engine.waiting
         self.loops = engine.loops
+        self.guards = engine.guards
         self._submit = engine.submit
         self._open: dict[object, None] = {}  # what has been submitted and is not done
         self._joining: list[SimpleQueue[None]] = []  # rung when nothing is
@@ -259,7 +264,7 @@ class Monitor:
         self._look = look
         # Guards _worker, _ending and the changes of asleep. An RLock, since the garbage collector may run a destructor
         # that publishes.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._worker: _Worker | None = None
         self._ending = False
         self.asleep = True  # it takes a `wake` to have it look soon; read without the lock by every publish
@@ -268,7 +273,7 @@ class Monitor:
         """Has it look soon. Starts its thread where there is none."""
         if not self.asleep:
             return
-        with self._lock:
+        with self.lock:
             if not self.asleep:
                 return
             if self._worker is None:
@@ -289,7 +294,7 @@ class Monitor:
 
     def close(self) -> None:
         """Ends its thread; `wake` starts another."""
-        with self._lock:
+        with self.lock:
             worker, self._ending = self._worker, True
             if worker is not None:
                 worker.jobs.put(None)
@@ -316,18 +321,18 @@ class Monitor:
 
     def _doze(self, worker: _Worker, seconds: float) -> bool:
         """Sleeps until woken: True, or for so long: False."""
-        with self._lock:
+        with self.lock:
             self.asleep = True
         # A publish that began before `asleep` was set did not ring: it must be seen now. One that begins later rings.
         rung = self._look() is True or _rung(worker, seconds)
-        with self._lock:
+        with self.lock:
             rung = rung or not self.asleep
             if rung:
                 self.asleep = False
         return rung
 
     def _retire(self) -> bool:
-        with self._lock:
+        with self.lock:
             if self._ending or self.asleep:
                 self._worker = None
                 self.asleep = True

@@ -78,7 +78,7 @@ class _FarSide:
 
     def __init__(self, scheduler: abc.SchedulerBase) -> None:
         self._scheduler = scheduler
-        self._lock = threading.Lock()  # guards all below; nothing is called under it
+        self._lock = threading.RLock()  # guards all below; nothing is called under it
         self._calls: deque[tuple[Callable[[], None], Delivery | Origin | None, Acknowledgement | None, Context]] = (
             deque()
         )
@@ -104,11 +104,12 @@ class _FarSide:
                 self._give_up()
             raise
         if stopped and owed is not None:
-            owed.give()
+            owed._give()
 
     def _is_lost(self) -> bool:
         """An interrupt may have struck the scheduler right before the run. A run too many does no harm."""
-        return not self._running and bool(self._calls) and self._calls[0][2] is not None and self._calls[0][2].is_void()
+        owed = self._calls[0][2] if self._calls and not self._running else None
+        return owed is not None and owed._is_void()
 
     def stop(self) -> None:
         with self._lock:
@@ -122,7 +123,7 @@ class _FarSide:
             self._active = False
         for _, _, owed, _ in calls:
             if owed is not None:
-                owed.give()
+                owed._give()
 
     def _run(self, scheduler: abc.SchedulerBase, state: Any = None) -> None:
         owed: Acknowledgement | None = None
@@ -148,7 +149,7 @@ class _FarSide:
 
     def _done(self, owed: Acknowledgement | None, error: BaseException | None) -> None:
         if owed is not None:
-            owed.give(error)
+            owed._give(error)
         with self._lock:
             self._running = False
             self._active = bool(self._calls)

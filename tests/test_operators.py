@@ -730,7 +730,7 @@ def test_when_the_loop_has_been_closed_the_publish_fails(bus: EventBus) -> None:
     with pytest.raises(PublishError) as caught:
         bus.publish("a", 1)
     assert isinstance(caught.value.exceptions[0], RxBusError)
-    assert "closed" in str(caught.value.exceptions[0])
+    assert "not running" in str(caught.value.exceptions[0])
 
 
 # -- buffered: a simple model

@@ -257,7 +257,7 @@ class _Interjecting:
 def test_a_job_that_comes_between_two_looks_of_the_only_worker_is_done(nth: int) -> None:
     workers = Workers(1)
     done = threading.Semaphore(0)
-    workers._lock = _Interjecting(nth, lambda: workers.submit(done.release))  # type: ignore[assignment]
+    workers.lock = _Interjecting(nth, lambda: workers.submit(done.release))  # type: ignore[assignment]
     for _ in range(3):
         workers.submit(done.release)
     assert all(done.acquire(timeout=PATIENCE) for _ in range(4))

@@ -13,7 +13,8 @@ import rxbus
 PACKAGE = os.path.dirname(rxbus.__file__) + os.sep
 
 # CPython looks for signals when it enters a function, jumps back, and when a call of a C function has returned; between
-# two other instructions it never does, and the bus builds on that.
+# two other instructions it never does, and the bus builds on that. (A tracer can raise only at the next instruction:
+# for `with lock: return list(x)` that stands outside of the block already, where a signal's exception stands inside.)
 LOOKS = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_KW", "CALL_FUNCTION_EX"}
 
 
