@@ -71,6 +71,16 @@ def handling(bus: EventBus) -> None:
         return round(event.payload)
 
     assert_type(decorated, Callable[[Event[float]], int]) if False else None
+
+    @bus.on(PRICES, name="rounding")
+    def typed(event: Event[float]) -> int:
+        return round(event.payload)
+
+    assert_type(typed(Event("prices.eur", 1.5, 1, 0.0)), int)
+
+    @bus.on(PRICES)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    def mistyped(event: Event[str]) -> None: ...
+
     subject = bus.topic(PRICES)
     assert_type(subject, TopicSubject[float])
     as_subject: Subject[Event[float]] = subject
