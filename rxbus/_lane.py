@@ -383,7 +383,9 @@ def _catch_up(here: Here, lane: Lane, trail: Trail) -> None:
 def _owes(feed: Feed, id: int) -> bool:
     """Whether an observer has not come to an event, or to one before it, that is meant for it."""
     entry = feed.cursor.next
-    return entry is not None and entry.id <= id and feed.on_next is not None
+    if entry is None or entry.id > id or feed.on_next is None:
+        return False
+    return feed.last is None or entry.id <= feed.last  # it leaves just now, and the log goes on without it
 
 
 def _told(error: BaseException, own: bool) -> BaseException:

@@ -297,6 +297,25 @@ def test_no_observer_sees_an_effect_before_its_cause(max_workers: int | None, sl
             assert one == sorted(one)
 
 
+def test_a_cause_that_came_when_an_observer_was_just_leaving_is_not_for_it(bus: EventBus) -> None:
+    """It is between two steps of leaving: the log of one topic has let go of it, the other has not."""
+    seen: list[str] = []
+    bus.subscribe(">").subscribe(lambda event: seen.append(event.topic))
+    gate = threading.Event()
+    bus.subscribe("a").subscribe(lambda event: bus.publish("b") and None)
+    bus.subscribe("a").subscribe(lambda event: gate.wait(PATIENCE) and None)
+    bus.subscribe("b").subscribe(nothing)
+    log = bus._registry.logs["a"]
+    log.remove(next(feed for feed in log.feeds if feed.lane.is_fed_by_several()))
+    publishing = threading.Thread(target=bus.publish, args=("a",))
+    publishing.start()
+    publishing.join(0.2)
+    assert publishing.is_alive(), "one observer has not acknowledged"
+    gate.set()
+    publishing.join(PATIENCE)
+    assert seen == ["b"]
+
+
 # -- 5: no deadlock
 
 
