@@ -88,6 +88,7 @@ class BlockingScheduler(PeriodicScheduler):
         """A bus begins to use it."""
         with self._lock:
             self._buses[id(bus)] = None
+            self._workers.open()
 
     def release(self, bus: object) -> None:
         """A bus has been closed; with the last one all threads end. Can be made again."""

@@ -89,7 +89,7 @@ class Workers:
         self._idle: dict[_Worker, None] = {}  # in the order in which they became so
         self._jobs: deque[Job] = deque()  # those that wait for a place
         self._threads: dict[_Worker, None] = {}
-        self._closing = 0  # while anybody ends the threads, no worker stays idle
+        self._closed = False  # no worker stays idle: what comes late is done all the same, and leaves no thread
         self._joining: list[SimpleQueue[None]] = []  # rung when a worker has become idle or ended
 
     @property
@@ -130,17 +130,16 @@ class Workers:
         return _wait(lambda: len(self._idle) == len(self._threads) and not self._jobs, self._joining, timeout)
 
     def close(self) -> None:
-        """Ends the threads once they have done what there is; they come again when they are needed again."""
-        with self.lock:
-            self._closing += 1
-        try:
-            while ending := self._all():  # what they do may start others
-                for worker in ending:
-                    worker.jobs.put(None)
-                    worker.thread.join()
-        finally:
-            with self.lock:
-                self._closing -= 1
+        """Ends the threads once they have done what there is; those that are needed later end when they are idle."""
+        self._closed = True
+        while ending := self._all():  # what they do may start others
+            for worker in ending:
+                worker.jobs.put(None)
+                worker.thread.join()
+
+    def open(self) -> None:
+        """Lets idle workers stay, from now on."""
+        self._closed = False
 
     def _all(self) -> list[_Worker]:
         with self.lock:  # under which they are started, too: one that has not been cannot be joined
@@ -161,7 +160,7 @@ class Workers:
                 if worker.jobs.empty():
                     if self._jobs:
                         return self._jobs.popleft()
-                    if self._closing or timed_out:
+                    if self._closed or timed_out:
                         self._idle.pop(worker, None)
                         self._threads.pop(worker, None)
                         _ring(self._joining)

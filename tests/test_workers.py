@@ -156,8 +156,11 @@ def test_workers_come_again_after_close(workers: Workers) -> None:
     workers.close()
     after = run(workers)
     assert after is not before
-    assert workers.count == 1
-    assert run(workers) is after  # idle workers are kept again
+    after.join(PATIENCE)
+    assert run(workers) is not after  # it does not stay
+    workers.open()
+    last = run(workers)
+    assert run(workers) is last  # idle workers are kept again
 
 
 def test_a_worker_that_is_idle_for_long_ends_by_itself(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
