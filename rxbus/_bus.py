@@ -5,12 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import partial
-from queue import Empty, SimpleQueue
-from time import sleep
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 from weakref import WeakSet
@@ -19,13 +14,13 @@ import msgspec
 from reactivex.observer import Observer
 
 from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, lanes_held
+from rxbus._closing import complete_all, is_inside
 from rxbus._coroutines import check_handler
 from rxbus._delivery import publish
 from rxbus._delivery_async import publish_async
 from rxbus._event import Event, Topic, name_of
 from rxbus._fan_out import ledger, logger
-from rxbus._here import Here, local, places
-from rxbus._lane import Lane
+from rxbus._here import local, places
 from rxbus._log import Hub
 from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler
@@ -36,8 +31,6 @@ from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
-
-CLOSING_LOOK = 0.02  # seconds between two looks at what a closing bus must not wait for
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -288,14 +281,10 @@ class EventBus:
         fanned += sum(log.fanned() + log.singles for log in logs)
         with ledger:
             pending = sum(log.pending() for log in logs) + sum(len(lane.deliveries) for lane in lanes)
-            pending += sum(1 for here in list(places.values()) if self._is_inside(here) and here.delivery is None)
+            pending += sum(1 for here in list(places.values()) if is_inside(here, hub) and here.delivery is None)
             failed, dropped = hub.failed, hub.dropped
         acknowledged = max(0, fanned - failed - dropped - pending)
         return Statistics(topics, len(lanes), published, acknowledged, failed, pending, self._scheduler.workers)
-
-    def _is_inside(self, here: Here) -> bool:
-        feed = here.feed  # once: another thread's
-        return feed is not None and feed.log.hub is self._hub
 
     def close(self) -> None:
         """Waits for running deliveries, completes all observers, ends all threads.
@@ -319,16 +308,7 @@ class EventBus:
 
     def _close(self) -> None:
         self._hub.closing = True
-        with self._registry.lock:
-            logs = list(self._registry.logs.values())
-        for log in logs:
-            log.reserve()
-        self._wait_until_quiet(set())
-        with self._registry.lock:
-            attachments = list(self._registry.attachments)
-        for attachment in reversed(attachments):  # what flushes on completion may publish to those attached before
-            attachment.finish()
-        self._wait_until_quiet({attachment.lane for attachment in attachments})
+        complete_all(self._registry, self._hub, self._crew)
         self._hub.closed = True
         self._scheduler.release(self)
         self._closed = True
@@ -349,54 +329,6 @@ class EventBus:
         elif place is not None:
             inside |= place.log.hub is self._hub
         return inside or self._scheduler.is_worker()
-
-    def _wait_until_quiet(self, leaving: set[Lane]) -> None:
-        """Waits until a whole round over the lanes, and those that are leaving, finds nothing that came since it began.
-
-        What is deferred counts as given, whenever it turns up. So do coroutines of an event loop that runs on this very
-        thread, since they cannot go on before it does: their observers leave.
-        """
-        loop = _get_running_loop()
-        while True:
-            with self._registry.lock:
-                lanes = leaving | {attachment.lane for attachment in self._registry.attachments}
-                before = sum(log.published for log in self._registry.logs.values())
-            flush = _Flush(lanes)
-            while flush.left:
-                flush.left -= self._let_go(loop)
-                flush.wait(None if loop is None else CLOSING_LOOK)
-            _give_what_is_deferred(lanes)
-            while not self._crew.join(CLOSING_LOOK) or self._is_anybody_inside():
-                self._let_go(loop)
-                _give_what_is_deferred(lanes)
-                sleep(CLOSING_LOOK / 10)
-            lanes -= self._let_go(loop)
-            with self._registry.lock:
-                after = sum(log.published for log in self._registry.logs.values())
-                lanes &= leaving | {attachment.lane for attachment in self._registry.attachments}
-            if before == after and not any(lane.inbox for lane in lanes):
-                return
-
-    def _let_go(self, loop: AbstractEventLoop | None) -> set[Lane]:
-        """Completes the observers that coroutines of a loop keep busy, whose deliveries fail; gives their lanes."""
-        if loop is None:
-            return set()
-        with self._registry.lock:
-            attached = [attachment for attachment in self._registry.attachments if attachment.loop is loop]
-        with ledger:
-            cut_off = [d for a in attached for d in a.lane.deliveries if d.holds and d.feed.loop is loop]
-        error = BusClosed("the bus was closed before the handler's coroutine was done: `async with` would have waited")
-        for delivery in cut_off:
-            delivery.leave(error)
-        busy = {delivery.feed.attachment for delivery in cut_off}
-        for attachment in busy:
-            attachment.finish()
-        return {attachment.lane for attachment in busy}
-
-    def _is_anybody_inside(self) -> bool:
-        """Whether a handler is running still, though its observer has left."""
-        threads = [(here, here.delivery) for here in list(places.values())]
-        return any(self._is_inside(here) and (delivery is None or delivery.inside) for here, delivery in threads)
 
     def __enter__(self) -> EventBus:
         return self
@@ -420,34 +352,6 @@ class EventBus:
         return (
             f"<EventBus {state}, topics: {len(self._registry.subjects)}, observers: {len(self._registry.attachments)}>"
         )
-
-
-class _Flush:
-    """Asks each lane to say when it has handled the mail it has now."""
-
-    def __init__(self, lanes: set[Lane]) -> None:
-        self.left = set(lanes)
-        self._said: SimpleQueue[None] = SimpleQueue()
-        for lane in lanes:
-            lane.post(partial(self._say, lane))
-
-    def _say(self, lane: Lane) -> None:
-        self.left.discard(lane)
-        self._said.put(None)
-
-    def wait(self, timeout: float | None) -> None:
-        """Waits for the next to say so, or for so many seconds; not at all where all have."""
-        if self.left:
-            with suppress(Empty):
-                self._said.get(timeout=timeout)
-
-
-def _give_what_is_deferred(lanes: set[Lane]) -> None:
-    """Counts open deferrals as given."""
-    with ledger:
-        open_ = [d for lane in lanes for d in lane.deliveries if not d.holds and not d.inside]
-    for delivery in open_:
-        delivery.leave()
 
 
 def _inherit() -> None:

@@ -1211,3 +1211,20 @@ def test_a_buffer_behind_a_foreign_thread_loses_nothing(max_workers: int) -> Non
     bus.close()
     foreign.dispose()
     assert seen == list(range(5))
+
+
+async def test_close_on_the_loop_does_not_wait_for_a_coroutine_that_completion_begins() -> None:
+    """What flushes on completion publishes to an async handler, whose loop this very call blocks."""
+    bus = EventBus()
+
+    @bus.on("q")
+    async def handler(event: Event[Any]) -> None:
+        await asyncio.sleep(0)
+
+    def flush(events: list[Event[Any]]) -> None:
+        bus.publish("q", len(events))
+
+    bus.subscribe("in").pipe(ops.buffer_with_count(100), buffered(1)).subscribe(flush)
+    await bus.publish_async("in")
+    bus.close()
+    assert bus.statistics().observers == 0
