@@ -11,10 +11,11 @@ from typing import TypeVar
 
 from reactivex import abc, typing
 from reactivex.disposable import Disposable
-from reactivex.scheduler import CurrentThreadScheduler, EventLoopScheduler
+from reactivex.scheduler import CurrentThreadScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
 from rxbus._acknowledgement import Acknowledgement, current_delivery
+from rxbus._clock import Clock, Timer
 from rxbus._fan_out import FanOut, logger
 from rxbus._here import Job
 from rxbus._watch import Watch
@@ -58,10 +59,9 @@ class BlockingScheduler(PeriodicScheduler):
         self.loops: dict[Acknowledgement, AbstractEventLoop] = {}
         self._workers = Workers(max_workers)
         self.monitor = Monitor(handoff_after, Watch(self, handoff_after, stall_after).look)
-        self.guards = [self._workers.lock, self.monitor.lock]
+        self._clock = Clock()
+        self.guards = [self._workers.lock, self.monitor.lock, self._clock.lock]
         self._lock = threading.RLock()  # guards the fields below
-        self._clock: EventLoopScheduler | None = None
-        self._clock_threads: list[threading.Thread] = []
         self._buses: dict[int, None] = {}
 
     @property
@@ -103,17 +103,7 @@ class BlockingScheduler(PeriodicScheduler):
 
         What is scheduled for later, outside of a delivery, is given up. An interrupted call can be repeated.
         """
-        with self._lock:
-            clock, clock_threads = self._clock, list(self._clock_threads)
-        if clock is not None:
-            clock.dispose()
-        for thread in clock_threads:
-            if thread is not threading.current_thread() and thread.ident is not None:
-                thread.join()
-        with self._lock:
-            if self._clock is clock:
-                self._clock = None
-            self._clock_threads = [thread for thread in self._clock_threads if thread not in clock_threads]
+        self._clock.close()
         self._workers.close()
         self.monitor.close()
 
@@ -129,7 +119,7 @@ class BlockingScheduler(PeriodicScheduler):
         if seconds <= 0:
             return self.schedule(action, state)
         scheduled = _Scheduled(self, lambda: self.invoke_action(action, state))
-        return scheduled.begin(lambda one: one.also(self._timer().schedule_relative(seconds, lambda *_: one.due())))
+        return scheduled.begin(lambda one: one.also(self._clock.call_after(seconds, one.due)))
 
     def schedule_absolute(
         self, duetime: typing.AbsoluteTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
@@ -137,20 +127,6 @@ class BlockingScheduler(PeriodicScheduler):
         """Runs an action at a time: a datetime, or seconds since the epoch."""
         due: datetime = self.to_datetime(duetime)
         return self.schedule_relative((due - self.now).total_seconds(), action, state)
-
-    def _clock_thread(self, target: Callable[..., None]) -> threading.Thread:
-        thread = threading.Thread(target=target, name="rxbus-clock", daemon=True)
-        self._clock_threads = [one for one in self._clock_threads if one.is_alive()] + [thread]
-        return thread
-
-    def _timer(self) -> EventLoopScheduler:
-        with self._lock:
-            if self._clock is None:
-                self._clock = EventLoopScheduler(
-                    thread_factory=self._clock_thread,
-                    exit_if_empty=True,
-                )
-            return self._clock
 
 
 class _Scheduled:
@@ -163,7 +139,7 @@ class _Scheduled:
         self._held: Acknowledgement | None = None
         self._context = copy_context()
         self._taken: list[bool] = []  # appended to by who runs or disposes of it: the first one does
-        self._timer: abc.DisposableBase | None = None
+        self._timer: Timer | None = None
         self._result: abc.DisposableBase | None = None
         self.disposable = Disposable(self._dispose)
 
@@ -181,7 +157,7 @@ class _Scheduled:
             raise
         return self.disposable
 
-    def also(self, timer: abc.DisposableBase) -> None:
+    def also(self, timer: Timer) -> None:
         """Takes the timer that will call `due`, to be disposed of with it."""
         self._timer = timer
 

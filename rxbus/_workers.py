@@ -40,10 +40,12 @@ class _Thread(threading.Thread):
         return True
 
 
-class _Worker:
+class Worker:
+    """A thread, and the queue by which it is told what to do, or that there is something to see."""
+
     __slots__ = ("_name", "_run", "jobs", "thread")
 
-    def __init__(self, job: Job | None, run: Callable[[_Worker], None], name: str) -> None:
+    def __init__(self, job: Job | None, run: Callable[[Worker], None], name: str) -> None:
         # What it is given; None: look whether to end. A queue, for a job put there cannot be lost: an interrupt may
         # strike whoever puts it right behind.
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -86,9 +88,9 @@ class Workers:
         # Guards all fields below; held for a few statements, except that a thread may be started under it. An RLock,
         # since the garbage collector may run a destructor that publishes.
         self.lock = threading.RLock()
-        self._idle: dict[_Worker, None] = {}  # in the order in which they became so
+        self._idle: dict[Worker, None] = {}  # in the order in which they became so
         self._jobs: deque[Job] = deque()  # those that wait for a place
-        self._threads: dict[_Worker, None] = {}
+        self._threads: dict[Worker, None] = {}
         self._closed = False  # no worker stays idle: what comes late is done all the same, and leaves no thread
         self._joining: list[SimpleQueue[None]] = []  # rung when a worker has become idle or ended
 
@@ -106,7 +108,7 @@ class Workers:
                 del self._idle[worker]
                 worker.jobs.put(job)
             elif self.limit is None or len(self._threads) < self.limit:
-                worker = _Worker(job, self._run, f"rxbus-worker-{len(self._threads) + 1}")
+                worker = Worker(job, self._run, f"rxbus-worker-{len(self._threads) + 1}")
                 self._threads[worker] = None
                 try:
                     started = worker.start()
@@ -141,18 +143,18 @@ class Workers:
         """Lets idle workers stay, from now on."""
         self._closed = False
 
-    def _all(self) -> list[_Worker]:
+    def _all(self) -> list[Worker]:
         with self.lock:  # under which they are started, too: one that has not been cannot be joined
             return [*self._threads]
 
-    def _run(self, worker: _Worker) -> None:
+    def _run(self, worker: Worker) -> None:
         while (job := self._next(worker)) is not None:
             try:
                 job()
             except BaseException:  # a handler's has been taken care of: this is ours, and the worker lives on
                 logger.exception("a job of the bus failed; this is a defect of rxbus")
 
-    def _next(self, worker: _Worker) -> Job | None:
+    def _next(self, worker: Worker) -> Job | None:
         """Waits for what a worker is to do next; None: it ends."""
         timed_out = False
         while True:
@@ -264,7 +266,7 @@ class Monitor:
         # Guards _worker, _ending and the changes of asleep. An RLock, since the garbage collector may run a destructor
         # that publishes.
         self.lock = threading.RLock()
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self._ending = False
         self.asleep = True  # it takes a `wake` to have it look soon; read without the lock by every publish
 
@@ -277,7 +279,7 @@ class Monitor:
                 return
             if self._worker is None:
                 self._ending = False
-                self._worker = _Worker(None, self._run, "rxbus-monitor")
+                self._worker = Worker(None, self._run, "rxbus-monitor")
                 self.asleep = False
                 try:
                     started = self._worker.start()
@@ -300,7 +302,7 @@ class Monitor:
         if worker is not None and worker.thread is not threading.current_thread():
             worker.thread.join()
 
-    def _run(self, worker: _Worker) -> None:
+    def _run(self, worker: Worker) -> None:
         nothing = 0
         pause = self._interval
         while not self._ending:
@@ -315,15 +317,15 @@ class Monitor:
                 if self._doze(worker, pause):
                     pause = self._interval
             else:
-                _rung(worker, pause)
+                is_rung(worker, pause)
         self._retire()
 
-    def _doze(self, worker: _Worker, seconds: float) -> bool:
+    def _doze(self, worker: Worker, seconds: float) -> bool:
         """Sleeps until woken: True, or for so long: False."""
         with self.lock:
             self.asleep = True
         # A publish that began before `asleep` was set did not ring: it must be seen now. One that begins later rings.
-        rung = self._look() is True or _rung(worker, seconds)
+        rung = self._look() is True or is_rung(worker, seconds)
         with self.lock:
             rung = rung or not self.asleep
             if rung:
@@ -338,7 +340,8 @@ class Monitor:
             return self._worker is None
 
 
-def _rung(worker: _Worker, seconds: float) -> bool:
+def is_rung(worker: Worker, seconds: float) -> bool:
+    """Waits until a worker is rung; False where so many seconds have passed."""
     try:
         worker.jobs.get(timeout=seconds)
     except Empty:
