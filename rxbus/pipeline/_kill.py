@@ -1,0 +1,72 @@
+"""Kills: how a step learns that it is to end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class KillSwitch:
+    """Whether a step is to end. Thrown once, it throws those below it too, also those that come later.
+
+    Args:
+        above: The switch of what the step is part of.
+    """
+
+    def __init__(self, above: KillSwitch | None = None) -> None:
+        self._thrown = threading.Event()
+        self._lock = threading.Lock()  # guards the two below; nothing is called under it
+        self._below: dict[KillSwitch, None] = {}
+        self._calls: list[Callable[[], None]] = []
+        self._above = above
+        if above is not None:
+            above._add(self)
+
+    @property
+    def thrown(self) -> bool:
+        """Whether it has been."""
+        return self._thrown.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it is thrown; False when so many seconds have passed."""
+        return self._thrown.wait(timeout)
+
+    def throw(self) -> None:
+        """Throws it, and all below; a second time does nothing.
+
+        All are thrown before the first call: it may take long, or raise.
+        """
+        for call in self._throw():
+            call()
+
+    def call(self, call: Callable[[], None]) -> None:
+        """Calls a function when it is thrown; at once where it has been."""
+        with self._lock:
+            thrown = self._thrown.is_set()
+            if not thrown:
+                self._calls.append(call)
+        if thrown:
+            call()
+
+    def leave(self) -> None:
+        """Its step has ended."""
+        if self._above is not None:
+            with self._above._lock:
+                self._above._below.pop(self, None)
+
+    def _throw(self) -> list[Callable[[], None]]:
+        """Throws it, and all below; gives what is to be called."""
+        with self._lock:
+            if self._thrown.is_set():
+                return []
+            self._thrown.set()
+            below, calls = list(self._below), self._calls
+            self._calls = []
+        return [*calls, *(call for switch in below for call in switch._throw())]
+
+    def _add(self, switch: KillSwitch) -> None:
+        with self._lock:
+            self._below[switch] = None
+            thrown = self._thrown.is_set()
+        if thrown:
+            switch.throw()

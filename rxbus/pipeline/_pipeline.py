@@ -1,0 +1,233 @@
+"""Pipeline: steps, and the builds that are made of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from contextlib import suppress
+from contextvars import copy_context
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from reactivex.scheduler import EventLoopScheduler
+
+from rxbus import EventBus
+from rxbus.errors import BusClosed, InvalidArgument
+from rxbus.pipeline import topics
+from rxbus.pipeline._build import Build, Retrigger, logger, publish
+from rxbus.pipeline._containers import Container, run_in_sequence, together
+from rxbus.pipeline._results import Status, StepId
+from rxbus.pipeline._state import State
+from rxbus.pipeline._step import Step
+from rxbus.pipeline._structure import StepStructure
+from rxbus.pipeline.errors import PipelineClosed, StructureChanged, UnknownStep
+
+PipelineFinished = topics.PipelineFinished
+
+
+class Pipeline:
+    """A build pipeline: its steps, the state of its builds, and the bus on which it tells what happens.
+
+    Args:
+        steps: What a build consists of, one after another; None is left out.
+        home: The directory that keeps the builds' state, made if missing; None: it is kept in memory.
+        bus: Where events are told; by default a bus of the pipeline's own, closed with it. One pipeline per bus: its
+            events name builds by their numbers alone.
+        max_builds: How many builds' state is kept; None: all.
+        updates_per_second: How many updates of a step are published; None: all.
+        shutdown_timeout: Seconds that `shutdown` waits for builds to end.
+
+    Raises:
+        InvalidArgument: A step cannot be called, or a number is not more than 0.
+    """
+
+    def __init__(
+        self,
+        steps: Iterable[Step | None],
+        *,
+        home: str | PathLike[str] | None = None,
+        bus: EventBus | None = None,
+        max_builds: int | None = None,
+        updates_per_second: float | None = 10,
+        shutdown_timeout: float = 10.0,
+    ) -> None:
+        for name, number in (("max_builds", max_builds), ("updates_per_second", updates_per_second)):
+            if number is not None and not number > 0:
+                raise InvalidArgument(f"{name} is None or more than 0, not {number!r}")
+        self._root = Container("pipeline", [step for step in steps if step is not None])
+        self._structure = structure_of(self._root, ())
+        self._home = None if home is None else Path(home).absolute()
+        self._own_bus = EventBus() if bus is None else None
+        self.bus = self._own_bus or bus or EventBus()
+        self.state = State(self.bus, self._home, max_builds)
+        self._updates_per_second = updates_per_second
+        self._shutdown_timeout = shutdown_timeout
+        self._clock_threads: list[threading.Thread] = []
+        self._clock = EventLoopScheduler(self._clock_thread, exit_if_empty=True)
+        self._lock = threading.Lock()  # guards all below
+        self._builds: dict[Build, Future[PipelineFinished]] = {}  # those that run
+        self._closed = False
+        self._late = False  # builds have outlived the shutdown: the last of them ends the rest
+
+    @property
+    def home(self) -> Path | None:
+        """The directory that keeps the builds' state; None: it is in memory."""
+        return self._home
+
+    def run(self, args: Mapping[str, Any] | None = None) -> PipelineFinished:
+        """Runs a build, and returns when it has ended. Not for handlers: a build may wait for them.
+
+        Raises:
+            PipelineClosed: It has been shut down.
+        """
+        return self.start(args).result()
+
+    def start(self, args: Mapping[str, Any] | None = None) -> Future[PipelineFinished]:
+        """Starts a build on a thread of its own.
+
+        Raises:
+            PipelineClosed: It has been shut down.
+        """
+        return self._start(dict(args or {}), None)[1]
+
+    def retrigger(self, build_number: int, step_id: StepId) -> PipelineFinished:
+        """Runs a new build that goes on from a step of an old one, and returns when it has ended.
+
+        The steps before it are not run: their old results are told again. The old build does not change.
+
+        Raises:
+            UnknownBuild: There is no such build.
+            UnknownStep: It did not come to that step.
+            StructureChanged: The pipeline's steps are others now.
+            PipelineClosed: It has been shut down.
+        """
+        step_id = tuple(step_id)
+        results = self.state.step_results(build_number)
+        if step_id not in results:
+            raise UnknownStep(build_number, step_id)
+        if self.state.structure(build_number) != self._structure:
+            raise StructureChanged(build_number)
+        return self._start({}, Retrigger(build_number, step_id, results))[1].result()
+
+    def kill(self, build_number: int, step_id: StepId) -> None:
+        """Tells a step, and all below it, to end. Where it does not run, nothing happens."""
+        self.bus.publish(topics.KILL_STEP, topics.KillStep(build_number, tuple(step_id)))
+
+    def kill_all(self) -> None:
+        """Tells all steps that run to end."""
+        self.bus.publish(topics.KILL_STEP, topics.KillStep())
+
+    def shutdown(self) -> None:
+        """Stops the runner, kills all builds, waits for them, and ends what belongs to the pipeline.
+
+        It does not wait longer than `shutdown_timeout` for steps that take no notice: the last build to end closes the
+        pipeline's own bus then. A second call waits as the first did. An interrupted call can be repeated.
+        """
+        with self._lock:
+            first, self._closed = not self._closed, True
+            builds = dict(self._builds)
+        if first:
+            with suppress(BusClosed):  # the user's, before the pipeline
+                publish(self.bus, topics.STOP_RUNNER, topics.StopRunner())
+        for build in builds:
+            with suppress(BusClosed):
+                build.kill.throw()
+        late = wait_for(builds.values(), self._shutdown_timeout).not_done
+        if late:
+            logger.warning("%d builds have not ended within %s s", len(late), self._shutdown_timeout)
+        self.state.close()
+        with self._lock:
+            self._late = bool(self._builds)
+        if not self._late:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends what builds need."""
+        self._clock.dispose()
+        for thread in self._clock_threads:
+            thread.join(self._shutdown_timeout)
+        if self._own_bus is not None:
+            self._own_bus.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._builds)} running"
+        return f"<Pipeline of {len(self._root.steps)} steps, {state}>"
+
+    def _start(self, args: dict[str, Any], retrigger: Retrigger | None = None) -> tuple[int, Future[PipelineFinished]]:
+        finished: Future[PipelineFinished] = Future()
+        finished.set_running_or_notify_cancel()
+        with self._lock:
+            if self._closed:
+                raise PipelineClosed
+            number = self.state.new_build(self._structure)
+            build = Build(number, self.bus, self._clock, self._updates_per_second, self._home, retrigger)
+            self._builds[build] = finished
+        variables = copy_context()
+        thread = threading.Thread(
+            target=lambda: variables.run(self._build, build, args, finished), name=f"rxbus-build-{number}", daemon=True
+        )
+        try:
+            thread.start()
+        except BaseException:
+            self._forget(build)
+            raise
+        return number, finished
+
+    def _build(self, build: Build, args: dict[str, Any], finished: Future[PipelineFinished]) -> None:
+        try:
+            told = self._run(build, args)
+        except BaseException as error:  # the bus has been closed, or the disk is full
+            self._forget(build)
+            finished.set_exception(error)
+        else:
+            self._forget(build)
+            finished.set_result(told)
+        if self._late and not self._builds:
+            self._end()
+
+    def _run(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
+        build.publish(topics.PIPELINE_STARTED, topics.PipelineStarted(build.number))
+        try:
+            outputs = run_in_sequence(build, self._root, args, None)
+            told = PipelineFinished(build.number, Status(together(outputs)["status"]), outputs)
+        except Exception:  # not a step's: the bus has been closed, no thread can be started
+            logger.exception("build %d has failed", build.number)
+            told = PipelineFinished(build.number, Status.FAILURE, {})
+        build.wait_for_threads()
+        build.publish(topics.PIPELINE_FINISHED, told)
+        return told
+
+    def _forget(self, build: Build) -> None:
+        with self._lock:
+            self._builds.pop(build, None)
+
+    def _clock_thread(self, target: Callable[..., None]) -> threading.Thread:
+        thread = threading.Thread(target=target, name="rxbus-pipeline-clock", daemon=True)
+        self._clock_threads = [one for one in self._clock_threads if one.is_alive()] + [thread]
+        return thread
+
+
+def structure_of(container: Container, parent_id: StepId) -> tuple[StepStructure, ...]:
+    """What a container consists of: names and kinds, all the way down."""
+    structure = []
+    for number, step in enumerate(container.steps, 1):
+        if step is None:
+            continue
+        step_id = (number, *parent_id)
+        kind = step.kind if isinstance(step, Container) else "step"
+        children = structure_of(step, step_id) if isinstance(step, Container) else ()
+        name = str(getattr(step, "__name__", None) or type(step).__name__)
+        structure.append(StepStructure(step_id, name, kind, children))
+    return tuple(structure)

@@ -1,0 +1,87 @@
+"""Runners: what starts builds by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from reactivex.abc import DisposableBase
+from reactivex.disposable import CompositeDisposable
+
+from rxbus import Event
+from rxbus.pipeline import topics
+from rxbus.pipeline._build import logger
+from rxbus.pipeline._pipeline import Pipeline
+from rxbus.pipeline.errors import PipelineClosed
+
+
+def start_one_run_after_another(pipeline: Pipeline) -> None:
+    """Starts a build, and the next one each time that one has ended, until `stop_runner`."""
+    runner = _Runner(pipeline)
+
+    def ended(event: Event[topics.PipelineFinished]) -> None:
+        if runner.is_last(event.payload.build_number):
+            runner.start()
+
+    runner.listen(topics.PIPELINE_FINISHED.name, ended)
+
+
+def start_new_run_after_first_step_finished(pipeline: Pipeline) -> None:
+    """Starts a build, and the next one each time that the first step of the last has ended, until `stop_runner`.
+
+    So a first step that waits (for a commit, a trigger) starts a build each time that something has come.
+    """
+    runner = _Runner(pipeline)
+
+    def ended(event: Event[topics.StepFinished]) -> None:
+        step = event.payload
+        if step.step_id == (1,) and not step.rerun_for_retrigger and runner.is_last(step.build_number):
+            runner.start()
+
+    runner.listen(topics.STEP_FINISHED.name, ended)
+
+
+def stop_runner(pipeline: Pipeline) -> None:
+    """Starts no new builds; what runs goes on. A second call does nothing."""
+    pipeline.bus.publish(topics.STOP_RUNNER, topics.StopRunner())
+
+
+class _Runner:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._lock = threading.RLock()  # held while a build is started, so that its number is known to its events
+        self._last: int | None = None  # the build that it has started last
+        self._stopped = False
+        self._attached: DisposableBase = CompositeDisposable()
+
+    def listen(self, topic: str, ended: Callable[[Event[Any]], None]) -> None:
+        """Listens, and starts the first build."""
+        bus = self._pipeline.bus
+        self._attached = CompositeDisposable(
+            bus.subscribe(topics.STOP_RUNNER, name="runner").subscribe(self._stop),
+            bus.subscribe(topic, name="runner").subscribe(ended),
+        )
+        self.start()
+
+    def is_last(self, build_number: int) -> bool:
+        """Whether a build is the one it has started last."""
+        with self._lock:
+            return build_number == self._last
+
+    def start(self) -> None:
+        """Starts a build, unless it has been stopped."""
+        with self._lock:
+            if self._stopped:
+                return
+            try:
+                self._last, _ = self._pipeline._start({})
+            except Exception as error:
+                if not isinstance(error, PipelineClosed):
+                    logger.exception("the runner cannot start a build, and stops")
+                self._stop()
+
+    def _stop(self, event: Event[topics.StopRunner] | None = None) -> None:
+        with self._lock:
+            self._stopped = True
+        self._attached.dispose()

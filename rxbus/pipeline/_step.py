@@ -1,0 +1,248 @@
+"""A step: how it is run, and what it sees of its build."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from reprlib import repr as brief  # short, and safe against a `__repr__` that raises
+from typing import Any
+
+from rxbus import Event, EventBus
+from rxbus.errors import InvalidArgument
+from rxbus.pipeline import topics
+from rxbus.pipeline._build import Build, Role
+from rxbus.pipeline._kill import KillSwitch
+from rxbus.pipeline._results import Result, Status, StepId, unified
+from rxbus.pipeline._updates import Updates
+
+Args = dict[str, Any]
+
+
+class StepContext:
+    """What a step is given besides its arguments: where it stands, and how to tell how it is doing."""
+
+    def __init__(self, build: Build, step_id: StepId, parent: StepContext | None) -> None:
+        self._build = build
+        self._step_id = step_id
+        self._parent = parent
+        self._kill = KillSwitch(build.kill if parent is None else parent._kill_below)
+        self._kill_below: KillSwitch = self._kill  # what kills its children
+        self._updates = Updates(self._publish, build.updates_per_second, build.clock)
+        self._children: dict[StepId, str] = {}  # how they are doing; set by each for itself
+        self._cwd: Path = Path.cwd() if parent is None else parent._cwd
+
+    @property
+    def build_number(self) -> int:
+        """The build's number."""
+        return self._build.number
+
+    @property
+    def step_id(self) -> StepId:
+        """The step's id, child first."""
+        return self._step_id
+
+    @property
+    def bus(self) -> EventBus:
+        """The bus that the pipeline tells its events on; steps may publish events of their own."""
+        return self._build.bus
+
+    @property
+    def cwd(self) -> Path:
+        """Where the step is to work."""
+        return self._cwd
+
+    @property
+    def killed(self) -> bool:
+        """Whether the step is to end: it should return the status `killed` soon."""
+        return self._kill.thrown
+
+    def wait_killed(self, timeout: float | None = None) -> bool:
+        """Waits until the step is to end; False when so many seconds have passed."""
+        return self._kill.wait(timeout)
+
+    def update(self, /, **fields: Any) -> None:
+        """Tells an intermediate result: these fields overlay what was told before.
+
+        They are published at most so many times per second as the pipeline says, the last before the step's end always.
+        Once the body has returned, nothing happens.
+
+        Raises:
+            InvalidArgument: A value is none that JSON can hold.
+        """
+        _check(fields)
+        self._updates.change(lambda result: _waiting({**result, **fields}))
+
+    def replace(self, result: Mapping[str, Any]) -> None:
+        """Tells an intermediate result, in place of all that was told before; that a kill came in stays.
+
+        Raises:
+            InvalidArgument: A value is none that JSON can hold.
+        """
+        _check(result)
+        self._updates.change(lambda before: _waiting({**_of_the_kill(before), "status": Status.RUNNING, **result}))
+
+    def _publish(self, result: Result) -> None:
+        self._build.publish(
+            topics.STEP_RESULT_UPDATED, topics.StepResultUpdated(self._build.number, self._step_id, result)
+        )
+        if self._parent is not None:
+            self._parent._child_is(self._step_id, str(result.get("status", Status.UNKNOWN)))
+
+    def _child_is(self, step_id: StepId, status: str) -> None:
+        """A child's result has changed: a container is doing as its children are."""
+        self._children[step_id] = status
+        self._updates.change(self._as_the_children)
+
+    def _as_the_children(self, result: Result) -> Result:
+        together = unified(list(self._children.values()))
+        return result if result.get("status") == together else _waiting({**result, "status": together})
+
+    def _on_kill_event(self, event: Event[topics.KillStep]) -> None:
+        kill = event.payload
+        if kill.build_number in (None, self._build.number) and kill.step_id in (None, self._step_id):
+            self._kill.throw()
+
+    def _on_kill(self) -> None:
+        self._updates.change(lambda result: {**result, "received_kill": True})
+
+
+Step = Callable[[Args, StepContext], Any]
+
+
+def run_step(build: Build, step: Step, step_id: StepId, args: Args, parent: StepContext | None, role: Role) -> Result:
+    """Runs a step, tells all of it, and gives its result.
+
+    It does not raise, whatever the step does.
+
+    Raises:
+        RxBusError: Nothing can be told: the bus has been closed.
+    """
+    if role is Role.MOCK:
+        return _mock(build, step_id, parent)
+    return _run(build, step, step_id, args, parent, role is Role.RERUN)
+
+
+def _run(build: Build, step: Step, step_id: StepId, args: Args, parent: StepContext | None, rerun: bool) -> Result:
+    context = StepContext(build, step_id, parent)
+    listening = build.bus.subscribe(topics.KILL_STEP, name=f"kill of step {step_id}").subscribe(context._on_kill_event)
+    try:
+        context._updates.change(lambda result: {"status": Status.RUNNING})
+        context._kill.call(context._on_kill)
+        build.publish(topics.STEP_STARTED, topics.StepStarted(build.number, step_id))
+        returned = _body(step, args, context)
+        context._updates.stop()
+        final = _final(context._updates.result, returned)
+        result = context._updates.close(final)
+    finally:
+        listening.dispose()
+        context._kill.leave()
+    build.publish(topics.STEP_FINISHED, topics.StepFinished(build.number, step_id, result, rerun))
+    return result
+
+
+def _body(step: Step, args: Args, context: StepContext) -> Any:
+    """Calls the step; gives what it returns, or what it has raised."""
+    try:
+        return step(args, context)
+    except BaseException as error:  # SystemExit too: it is the step's end, not the program's
+        return error
+
+
+def _final(gathered: Result, returned: Any) -> Result:
+    """What a step told, overlaid by what it has returned; a failure where that makes no sense."""
+    if isinstance(returned, BaseException):
+        return _failed(gathered, "".join(traceback.format_exception(returned)))
+    if not isinstance(returned, dict):
+        return _failed(gathered, f"step did not return a result, but {brief(returned)}")
+    result = {**gathered, **returned}
+    if faults := _faults(result):
+        kept = {key: value for key, value in result.items() if key not in faults}
+        return _failed(kept, "\n".join(faults.values()))
+    if "status" not in returned:
+        return _failed(result, "step did not return any status!")
+    try:
+        result["status"] = Status(result["status"])
+    except ValueError:
+        return _failed(result, f"step returned an unknown status: {brief(result['status'])}")
+    return _waiting(result)
+
+
+def _failed(result: Result, why: str) -> Result:
+    why = why.encode(errors="backslashreplace").decode()  # it may quote what is no text
+    out = result.get("out")
+    return {**result, "status": Status.FAILURE, "out": f"{out}\n{why}" if out else why}
+
+
+def _mock(build: Build, step_id: StepId, parent: StepContext | None) -> Result:
+    """Tells again what an old build's step had come to, and what the steps in it had."""
+    assert build.retrigger is not None
+    old = build.retrigger
+    result: Result = {}
+    for one, result in old.told_again(step_id):  # the step itself comes last
+        build.publish(topics.STEP_RESULT_UPDATED, topics.StepResultUpdated(build.number, one, result))
+    if parent is not None:
+        parent._child_is(step_id, result["status"])
+    build.publish(topics.STEP_STARTED, topics.StepStarted(build.number, step_id))
+    build.publish(topics.STEP_FINISHED, topics.StepFinished(build.number, step_id, result, True))
+    return result
+
+
+def _waiting(result: Result) -> Result:
+    return {**result, "has_been_waiting": True} if result.get("status") == Status.WAITING else result
+
+
+def _of_the_kill(result: Result) -> Result:
+    return {"received_kill": True} if result.get("received_kill") else {}
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    if faults := _faults(fields):
+        raise InvalidArgument("\n".join(faults.values()))
+
+
+def _faults(result: Mapping[Any, Any]) -> dict[Any, str]:
+    """Says of each key that holds it, or is it, what JSON cannot hold."""
+    faults = {}
+    for key, value in result.items():
+        try:
+            reason = _unstorable({key: value})
+        except RecursionError:
+            reason = "what is nested so deeply"
+        if reason is not None:
+            faults[key] = f"{key if isinstance(key, str) else brief(key)}: JSON cannot hold {reason}"
+    return faults
+
+
+def _unstorable(value: Any, by_step: bool = False) -> str | None:
+    """Names what JSON cannot hold in a value, which may be by step; None where it can hold all."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if not (isinstance(key, str) and _encodes(key)) and not (by_step and _is_step_id(key)):
+                return f"the key {brief(key)}"
+            if reason := _unstorable(one, key == "outputs"):
+                return reason
+        return None
+    if isinstance(value, list | tuple):
+        return next((reason for one in value if (reason := _unstorable(one))), None)
+    if isinstance(value, float) and not isfinite(value):  # would come back as None
+        return brief(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:  # would come back as a float
+        return brief(value)
+    if value is None or (isinstance(value, str | int | float | datetime) and _encodes(value)):
+        return None
+    return brief(value)
+
+
+def _encodes(value: Any) -> bool:
+    try:
+        topics.encode(value)
+    except Exception:  # a number out of range, text that is none
+        return False
+    return True
+
+
+def _is_step_id(key: object) -> bool:
+    return isinstance(key, tuple) and bool(key) and all(type(one) is int for one in key)

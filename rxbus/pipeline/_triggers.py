@@ -1,0 +1,57 @@
+"""Triggers: steps that wait for somebody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from queue import SimpleQueue
+from typing import Any
+from uuid import uuid4
+
+from rxbus import Event, EventBus
+from rxbus.pipeline import topics
+from rxbus.pipeline._results import Result, Status
+from rxbus.pipeline._step import Args, Step, StepContext
+
+
+def wait_for_manual_trigger(args: Args, ctx: StepContext) -> Result:
+    """A step that waits until somebody answers its trigger: see `post_trigger`; the answer's parameters are its result.
+
+    Its result tells the `trigger_id` while it waits. A kill ends it.
+    """
+    return _wait(ctx)
+
+
+def parameterized_trigger(parameters: Mapping[str, Any]) -> Step:
+    """Makes a trigger that tells, in its result's `parameters`, which ones it wants to be answered with."""
+
+    def wait_for_parameterized_trigger(args: Args, ctx: StepContext) -> Result:
+        ctx.update(parameters=dict(parameters))
+        return _wait(ctx)
+
+    return wait_for_parameterized_trigger
+
+
+def post_trigger(bus: EventBus, trigger_id: str, parameters: Mapping[str, Any] | None = None) -> None:
+    """Answers the step that waits for this trigger; where none does, nothing happens."""
+    received = topics.ManualTriggerReceived(trigger_id, None if parameters is None else dict(parameters))
+    bus.publish(topics.MANUAL_TRIGGER_RECEIVED, received)
+
+
+def _wait(ctx: StepContext) -> Result:
+    trigger_id = str(uuid4())
+    answers: SimpleQueue[topics.ManualTriggerReceived | None] = SimpleQueue()  # None: a kill
+
+    def hear(event: Event[topics.ManualTriggerReceived]) -> None:
+        if event.payload.trigger_id == trigger_id:
+            answers.put(event.payload)
+
+    attached = ctx.bus.subscribe(topics.MANUAL_TRIGGER_RECEIVED, name=f"trigger of step {ctx.step_id}").subscribe(hear)
+    try:
+        ctx._kill.call(lambda: answers.put(None))
+        ctx.update(trigger_id=trigger_id, status=Status.WAITING, out="Waiting for trigger...")
+        answer = answers.get()
+    finally:
+        attached.dispose()
+    if answer is None:
+        return {"status": Status.KILLED}
+    return {**(answer.parameters or {}), "status": Status.SUCCESS}

@@ -1,0 +1,117 @@
+"""A step's result while it changes: what is published of it, and when."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from reactivex import abc
+
+from rxbus.pipeline._results import Result
+
+logger = logging.getLogger("rxbus.pipeline")
+
+
+class Updates:
+    """Publishes a result as it changes, one state at a time and in order, and nothing after the last.
+
+    Whoever changes it publishes, unless another thread is at it: that one goes on with what has come meanwhile. So no
+    lock is held while subscribers are called, and a subscriber may change the result itself.
+
+    Args:
+        publish: Publishes one state of the result.
+        per_second: How many states are published per second: the first at once, then the latest of each interval. None:
+            every one.
+        clock: Calls back at the end of an interval.
+    """
+
+    def __init__(self, publish: Callable[[Result], None], per_second: float | None, clock: abc.SchedulerBase) -> None:
+        self._publish = publish
+        self._interval = 0.0 if per_second is None else 1.0 / per_second
+        self._every = per_second is None
+        self._clock = clock
+        self._idle = threading.Condition(threading.Lock())  # guards all below; no subscriber is called under it
+        self._result: Result = {}
+        self._pending: deque[Result] = deque()  # states to be published; where sampled, the latest only
+        self._publishing = False
+        self._due = 0.0  # when the next may be published
+        self._timed = False  # the clock is going to call
+        self._closed = False
+
+    @property
+    def result(self) -> Result:
+        """The result as it is now; a copy."""
+        with self._idle:
+            return dict(self._result)
+
+    def change(self, change: Callable[[Result], Result]) -> None:
+        """Changes the result; nothing happens where it stays the very same, or is closed."""
+        with self._idle:
+            if self._closed or (result := change(self._result)) is self._result:
+                return
+            self._put(result)
+        self._go_on()
+
+    def stop(self) -> None:
+        """Takes no more changes, and publishes what is pending."""
+        with self._idle:
+            self._closed = True
+        self._flush()
+
+    def close(self, last: Result) -> Result:
+        """Publishes the last state, and gives it."""
+        with self._idle:
+            self._closed = True
+            self._put(last)
+        self._flush()
+        return last
+
+    def _put(self, result: Result) -> None:
+        if not self._every:
+            self._pending.clear()
+        self._result = result
+        self._pending.append(result)
+
+    def _go_on(self, at_once: bool = False) -> None:
+        """Publishes what is due, unless another thread is at it."""
+        while (state := self._take(at_once)) is not None:
+            try:
+                self._publish(state)
+            finally:
+                with self._idle:
+                    self._publishing = False
+                    self._idle.notify_all()
+
+    def _take(self, at_once: bool) -> Result | None:
+        with self._idle:
+            if self._publishing or not self._pending:
+                return None
+            early = self._due - monotonic()
+            if early > 0 and not at_once and not self._closed:
+                if not self._timed:
+                    self._timed = True
+                    self._clock.schedule_relative(early, self._ring)
+                return None
+            self._due = monotonic() + self._interval
+            self._publishing = True
+            return self._pending.popleft()
+
+    def _ring(self, scheduler: abc.SchedulerBase, state: Any = None) -> None:
+        with self._idle:
+            self._timed = False
+        try:
+            self._go_on()
+        except Exception:  # the bus has been closed; the clock is for other steps too
+            logger.exception("an update cannot be published")
+
+    def _flush(self) -> None:
+        while True:
+            self._go_on(at_once=True)
+            with self._idle:
+                if not self._publishing and not self._pending:
+                    return
+                self._idle.wait_for(lambda: not self._publishing)
