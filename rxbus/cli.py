@@ -1,4 +1,4 @@
-"""The terminal: `rxbus demo`, which shows the bus at work on the machine's own life.
+"""The terminal: `rxbus demo`, which shows the bus at work on the machine's own life, and `rxbus pipeline`.
 
 It needs the extra `cli` (typer, rich, psutil), and says so where that is missing.
 """
@@ -34,6 +34,7 @@ def _application() -> Callable[[], object]:
         import typer
 
         from rxbus import _demo
+        from rxbus.pipeline import _terminal
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in _EXTRA:
             raise MissingExtra("cli", "the terminal") from error
@@ -41,6 +42,8 @@ def _application() -> Callable[[], object]:
 
     # Where the reader of a pipe has gone, typer exits quietly, with 1.
     application = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    application.add_typer(_terminal.application, name="pipeline")
 
     def show_version(wanted: bool) -> None:
         if wanted:

@@ -1,0 +1,180 @@
+"""How the terminal shows a build that runs: as JSON lines, or as a live tree."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Protocol
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from rich.tree import Tree
+
+from rxbus import Event
+from rxbus.pipeline import topics
+from rxbus.pipeline._pipeline import Pipeline
+from rxbus.pipeline._report import (
+    BuildRow,
+    Structure,
+    build_row,
+    event_line,
+    json_line,
+    lines_of,
+    plain,
+    step_id_of,
+    summary_of,
+    tree_of,
+    without_life,
+)
+from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId
+
+TAIL = 20  # lines of a failed step's output that are shown at the end
+
+
+class Progress:
+    """The build that was begun here: what its steps have told."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.number: int | None = None
+        self.structure: Structure = ()
+        self.results: dict[StepId, Result] = {}
+        self.ended: str | None = None  # how
+
+    def begin(self, number: int) -> None:
+        self.number = number
+        self.structure = self._pipeline.state.structure(number)
+
+    def take(self, event: Event[Any]) -> None:
+        """Takes in what has happened; the first build that starts is the one, unless it is known already."""
+        told = event.payload
+        if self.number is None and isinstance(told, topics.PipelineStarted):
+            self.begin(told.build_number)
+        elif getattr(told, "build_number", None) != self.number:
+            return
+        elif isinstance(told, topics.StepResultUpdated):
+            now = datetime.fromtimestamp(event.time, UTC)
+            first = self.results.get(told.step_id, {}).get(TIMESTAMPS[0], now)
+            self.results[told.step_id] = {TIMESTAMPS[0]: first, TIMESTAMPS[1]: now, **told.step_result}
+        elif isinstance(told, topics.PipelineFinished):
+            self.ended = str(told.status)
+
+    def leave(self) -> None:
+        """What still runs is left to die: it has not ended in time."""
+        if self.ended is None:
+            self.results = dict(without_life(self.results))
+            self.ended = Status.DEAD
+
+    def row(self) -> BuildRow | None:
+        if self.number is None:
+            return None
+        row = build_row(self.number, self.structure, self.results, self.ended is None)
+        return msgspec.structs.replace(row, status=self.ended or row.status)
+
+
+class Display(Protocol):
+    """How what happens is shown; used by the main thread only."""
+
+    def take(self, event: Event[Any]) -> None:
+        """Shows an event."""
+
+    def refresh(self) -> None:
+        """Shows how things are now."""
+
+    def pause(self) -> None:
+        """Leaves the screen to a question, until the next refresh."""
+
+    def note(self, text: str, end: str = "\n") -> None:
+        """Says something besides."""
+
+    def end(self) -> None:
+        """Shows how it has all ended."""
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+
+
+class Lines:
+    """Shows events as JSON lines, in UTF-8 whatever the locale is, and in the end a summary. Notes go to stderr."""
+
+    def __init__(self, progress: Progress, file: BinaryIO) -> None:
+        self._progress = progress
+        self._file = file
+
+    def take(self, event: Event[Any]) -> None:
+        self._write(event_line(event))
+
+    def refresh(self) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def note(self, text: str, end: str = "\n") -> None:
+        print(text, end=end, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        row = self._progress.row()
+        if row is not None:
+            fields = ("build_number", "status", "seconds", "failed_steps")
+            self._write({"summary": {key: getattr(row, key) for key in fields}})
+
+    def close(self) -> None:
+        pass
+
+    def _write(self, value: Any) -> None:
+        self._file.write(json_line(value) + b"\n")
+        self._file.flush()
+
+
+class Screen:
+    """Shows the steps as a live tree, and in the end what has failed."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self._progress = progress
+        self._console = console
+        self._live: Live | None = None
+
+    def take(self, event: Event[Any]) -> None:
+        pass
+
+    def refresh(self) -> None:
+        tree = self._tree()
+        if tree is None:
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(tree, refresh=True)
+
+    def pause(self) -> None:
+        tree = self._tree()
+        self.close()
+        if tree is not None:
+            self._console.print(tree)
+
+    def note(self, text: str, end: str = "\n") -> None:
+        self._console.print(Text(text), end=end, soft_wrap=True)
+
+    def end(self) -> None:
+        """Shows the whole tree, which may have been higher than the screen, and what failed steps put out last."""
+        self.pause()
+        row = self._progress.row()
+        if row is None:
+            return
+        for step in row.failed_steps:
+            out = self._progress.results[step_id_of(step.step_id)].get("out") or ""
+            lines = [Text(f"  {line}") for line in lines_of(out)[-TAIL:]]
+            self._console.print(Text(f"\n{plain(step)}:", "bold"), *lines, sep="\n")
+        self._console.print(Text(summary_of(row)), soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _tree(self) -> Tree | None:
+        row = self._progress.row()
+        return None if row is None else tree_of(row, self._progress.structure, self._progress.results)
