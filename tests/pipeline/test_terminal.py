@@ -23,7 +23,6 @@ from typing import IO, Any
 
 import psutil
 import pytest
-from click.testing import Result as Ended
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -99,7 +98,7 @@ def _no_modules_left() -> Iterator[None]:
             del sys.modules[name]
 
 
-def invoke(*arguments: object) -> Ended:
+def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(terminal.application, list(map(str, arguments)))
 
 
