@@ -22,7 +22,7 @@ from reactivex.scheduler.trampoline import Trampoline
 from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, current_fan_out, work_for_coroutine
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c, ledger, pending
-from rxbus._here import Here, PutOff, Reentered, local, places, run_later
+from rxbus._here import Here, PutOff, Reentered, local, pass_on_later, places, run_later
 from rxbus._lane import Entry, Lane, deliver, drop, hand, hand_over
 from rxbus._log import Log, Retired
 from rxbus._observer import Feed
@@ -101,6 +101,8 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
             give_up(fan, ())
         if lane.inbox:  # interrupted: somebody else has to look at it
             log.hub.engine.submit(lane.visit)
+        if here.later:
+            pass_on_later(here)
         raise
     if error is not None:
         raise error

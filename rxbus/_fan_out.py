@@ -236,16 +236,19 @@ class Wait:
         here = local.here
         outer, here.wait = here.wait, self
         try:
-            while True:
-                self.pass_on(_do)
-                if self.count <= 0:
-                    return True
+            while not self._is_over():
                 try:
                     self.bell.get(timeout=None if deadline is None else min(max(0.0, deadline - monotonic()), FOREVER))
                 except Empty:
-                    return self.count <= 0
+                    break
+            return self.count <= 0
         finally:
             here.wait = outer
+
+    def _is_over(self) -> bool:
+        """Does what is offered; says whether nothing is missing then."""
+        self.pass_on(_do)
+        return self.count <= 0
 
     def leave(self, submit: Callable[[Job], object]) -> None:
         """Ends the waiting, done or not, and passes on what it was offered and has not done. Can be made again."""

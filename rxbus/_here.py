@@ -142,18 +142,22 @@ places: dict[int, Here] = {}
 local = _Local()
 
 
+def _put_off_first(here: Here) -> PutOff | None:
+    try:
+        return here.later[0]
+    except IndexError:
+        return None
+
+
 def pass_on_later(here: Here) -> int:
     """Has workers do what a thread has put off; says how much."""
     passed = 0
-    while True:
-        try:
-            put_off = here.later[0]
-        except IndexError:
-            return passed
+    while (put_off := _put_off_first(here)) is not None:
         put_off.submit(put_off.job)
         passed += 1
         with suppress(ValueError):
             here.later.remove(put_off)
+    return passed
 
 
 def run_later(here: Here) -> None:
@@ -162,11 +166,8 @@ def run_later(here: Here) -> None:
         return
     here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
     try:
-        while True:
-            try:
-                put_off = here.later[0]
-            except IndexError:
-                break
+        # No `while True`: a signal looked for at a jump back counts as struck before the loop, hence before `try`.
+        while (put_off := _put_off_first(here)) is not None:
             put_off.job()
             with suppress(ValueError):
                 here.later.remove(put_off)

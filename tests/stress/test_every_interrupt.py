@@ -14,6 +14,7 @@ from reactivex.scheduler import NewThreadScheduler
 
 import rxbus.operators
 from rxbus import BlockingScheduler, EventBus, RxBusError, defer
+from rxbus._here import local
 from tests.stress.strikes import Strike
 
 Act = Callable[[], object]
@@ -171,6 +172,10 @@ def struck(prepare: Prepare, max_workers: int | None, nth: int) -> str | None:
     strike = Strike(nth)
     with suppress(KeyboardInterrupt, RxBusError), strike:
         act()
+    at = f"struck at point {nth}, {strike.where}"
+    here = local.here
+    assert (here.feed, here.depth, here.holding, here.wait, here.kept) == (None, 0, 0, None, False), at
+    assert not here.later, at
     problems: list[BaseException] = []
 
     def afterwards() -> None:
@@ -185,7 +190,6 @@ def struck(prepare: Prepare, max_workers: int | None, nth: int) -> str | None:
     thread = threading.Thread(target=afterwards, daemon=True)
     thread.start()
     thread.join(10)
-    at = f"struck at point {nth}, {strike.where}"
     assert not thread.is_alive(), f"{at}: it hangs"
     assert not problems, f"{at}: {problems[0]!r}"
     assert bus.statistics().pending == 0, at
