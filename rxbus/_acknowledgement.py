@@ -65,6 +65,9 @@ class Claim(Protocol):
     owed: bool  # it is counted in `wait`
     wait: Wait
 
+    def drop(self) -> None:
+        """Waits for it no longer, unless the delivery has taken over its claim."""
+
 
 class Delivery:
     """One event inside one observer, counted: something keeps it open beyond the handler's plain return.

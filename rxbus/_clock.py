@@ -57,7 +57,7 @@ class Clock:
                 self._worker = Worker(None, self._run, "rxbus-clock")
                 try:
                     self._worker.start()
-                except BaseException:
+                except BaseException:  # interrupted: whether it runs is not known
                     self._worker.start_again()
                     raise
         return timer

@@ -21,12 +21,13 @@ from reactivex.scheduler.trampoline import Trampoline
 
 from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, current_fan_out, work_for_coroutine
 from rxbus._event import Event
-from rxbus._fan_out import FanOut, is_ctrl_c, ledger, pending
-from rxbus._here import Here, PutOff, Reentered, local, pass_on_later, places, run_later
-from rxbus._lane import Entry, Lane, deliver, drop, hand, hand_over
+from rxbus._fan_out import FanOut, is_ctrl_c
+from rxbus._handover import hand, hand_over
+from rxbus._here import Here, PutOff, Reentered, local, pass_on_later, run_later
+from rxbus._lane import Entry, Lane, deliver, drop
 from rxbus._log import Log, Retired
 from rxbus._observer import Feed
-from rxbus.errors import AcknowledgementTimeout, PublishError
+from rxbus._outcome import outcome
 
 MAX_DEPTH = 50  # publishes nested deeper on one thread only leave mail: chains do not recurse
 
@@ -96,7 +97,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
             run_later(here)
         if fan is not None:
             return _settle(log, event, fan, None, None)
-    except BaseException:
+    except BaseException:  # interrupted, or it tells how it ended
         if fan is not None:
             give_up(fan, ())
         if lane.inbox:  # interrupted: somebody else has to look at it
@@ -145,7 +146,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
                 done = _nested_round(log, here, entry, fan, timeout is not None)
         except Retired:
             return publish_to_all(log.hub.resolve(log.name), payload, timeout=timeout, raw=raw)
-        except BaseException:
+        except BaseException:  # interrupted, perhaps before `append` has returned
             if here.begun is not None:
                 fan = here.begun.fan
             raise
@@ -162,7 +163,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             entry.fan = None
             return Receipt(event, done)
         return _settle(log, event, fan, deadline, timeout)
-    except BaseException:
+    except BaseException:  # interrupted, or it tells how it ended
         if fan is not None:
             give_up(fan, fan.feeds)
         raise
@@ -227,7 +228,7 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
                 lane.free = True
                 try:
                     drop(feed, entry.id, fan)
-                except BaseException:
+                except BaseException:  # interrupted
                     drop(feed, entry.id, fan)
                     raise
                 continue
@@ -283,17 +284,17 @@ def _interrupted(here: Here, fan: FanOut, held: Lane, error: BaseException) -> b
 def give_up(fan: FanOut, feeds: tuple[Feed, ...]) -> None:
     """The publisher was interrupted: what it has not done goes to workers. Idle where it has come to its end."""
     wait = fan.waiting()
-    if wait.gone:
-        return
-    engine = fan.log.hub.engine
-    fan.close_round()
-    engine.waiting.pop(fan, None)
-    wait.leave(engine.submit)
-    for feed in feeds:
-        if feed.cursor.id < fan.id:
-            feed.lane.inbox.append((feed, fan.id))
-        if feed.lane.inbox:
-            engine.submit(feed.lane.visit)
+    if not wait.gone:
+        engine = fan.log.hub.engine
+        fan.close_round()
+        engine.waiting.pop(fan, None)
+        wait.leave(engine.submit)
+        for feed in feeds:
+            if feed.cursor.id < fan.id:
+                feed.lane.inbox.append((feed, fan.id))
+            if feed.lane.inbox:
+                engine.submit(feed.lane.visit)
+    wait.log_failures()
 
 
 def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: float | None) -> Receipt:
@@ -319,7 +320,7 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
             if fan.origin is not None and fan.origin.fan is fan:
                 fan.origin.fan = None
             wait.leave(engine.submit)
-    return outcome(log, event, fan, count, in_time, timeout)
+    return outcome(log.name, event, fan, count, in_time, timeout)
 
 
 def _is_holding(here: Here, log: Log) -> bool:
@@ -328,45 +329,6 @@ def _is_holding(here: Here, log: Log) -> bool:
     What is missing might need just that.
     """
     return (here.feed is None and here.holding > 0) or any(guard._is_owned() for guard in log.hub.guards)
-
-
-def outcome(log: Log, event: Any, fan: FanOut, count: int, in_time: bool, timeout: float | None) -> Receipt:
-    """Tells how it all ended, once the publisher waits no longer."""
-    with ledger:
-        queued = fan.missing - fan.ended
-        receipt = Receipt(event, count - queued - fan.lost, queued)
-    wait = fan.wait
-    if wait is None:
-        return receipt
-    failures = list(wait.failures.values())
-    for error in failures:
-        if not isinstance(error, Exception):
-            raise _noting(error, [other for other in failures if other is not error])
-    if not in_time and timeout is not None:
-        late = pending((fan,) if fan.root is not None else tuple(wait.fans))
-        names = [feed.name for _, feed in late] + (_inside(fan) if fan.root is None else [])
-        raise _noting(AcknowledgementTimeout(log.name, timeout, tuple(dict.fromkeys(names))), failures)
-    if failures:
-        errors = [error for error in failures if isinstance(error, Exception)]
-        raise PublishError(f"publish to {log.name!r}: {len(errors)} failed", errors, receipt)
-    return receipt
-
-
-def _noting(error: BaseException, failures: list[BaseException]) -> BaseException:
-    """Tells of failures in the notes of an error that goes before them.
-
-    A function, since a frame that names what it raises is a cycle, and would keep the payload.
-    """
-    for failure in failures:
-        with suppress(Exception):  # see FanOut.fail
-            error.add_note("failed: " + "; ".join((repr(failure), *getattr(failure, "__notes__", ()))))
-    return error
-
-
-def _inside(fan: FanOut) -> list[str]:
-    """The observers of an event's tree that threads are inside of."""
-    here_and_there = [(here.feed, here.fan) for here in list(places.values())]
-    return [feed.name for feed, one in here_and_there if feed is not None and one is not None and one.top is fan]
 
 
 def _take_in(here: Here, feed: Feed, error: BaseException | None) -> FanOut:

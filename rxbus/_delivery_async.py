@@ -9,11 +9,13 @@ from contextvars import copy_context
 from typing import Any
 
 from rxbus._acknowledgement import Receipt, work_for_coroutine
-from rxbus._delivery import give_up, outcome, round_lanes
+from rxbus._delivery import give_up, round_lanes
 from rxbus._fan_out import FanOut, Wait, ledger
+from rxbus._handover import hand_over
 from rxbus._here import local, run_later
-from rxbus._lane import Entry, hand_over
+from rxbus._lane import Entry
 from rxbus._log import Log, Retired
+from rxbus._outcome import outcome
 
 
 async def publish_async(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
@@ -47,10 +49,14 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         if fan.root is None:
             engine.waiting[fan] = None
         in_time = await _wait(wait, settled, timeout)
+    except BaseException:  # cancelled
+        wait.leave(engine.submit)
+        wait.log_failures()
+        raise
     finally:
         engine.waiting.pop(fan, None)
         wait.leave(engine.submit)
-    return outcome(log, event, fan, count, in_time, timeout)
+    return outcome(log.name, event, fan, count, in_time, timeout)
 
 
 async def _wait(wait: Wait, rung: asyncio.Event, timeout: float | None) -> bool:

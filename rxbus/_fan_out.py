@@ -160,10 +160,12 @@ class FanOut(msgspec.Struct, eq=False):
         outermost = self.top.waiting()
         with ledger:
             told = outermost if wait is None or wait.gone else wait
+            gone = told.gone
             if key not in told.failures:
-                told.failures[key] = error
                 self.log.hub.failed += counts
-        if told.gone:
+                if not gone:
+                    told.failures[key] = error
+        if gone:
             logger.error("a handler failed after its publisher had gone: %s", note, exc_info=error)
 
     def fail_here(self, error: BaseException, feed: Feed) -> None:
@@ -255,6 +257,19 @@ class Wait:
         with ledger:
             self.gone = True
         self.pass_on(submit)
+
+    def take_failures(self) -> list[BaseException]:
+        """Takes off what has failed, to tell of it: the Wait of a quiet topic's last event must not pin it."""
+        with ledger:
+            failures = self.failures
+            self.failures = {}
+        return list(failures.values())
+
+    def log_failures(self) -> None:
+        """Tells the log of what has failed: the publisher cannot be told, since it was interrupted or cancelled."""
+        for error in self.take_failures():
+            if not is_ctrl_c(error):
+                logger.error("a handler failed, and its publisher was interrupted", exc_info=error)
 
     def pass_on(self, submit: Callable[[Job], object]) -> int:
         """Passes on what was offered; says how much. The monitor may do so too: no job minds being run twice."""

@@ -171,7 +171,7 @@ def run_later(here: Here) -> None:
             put_off.job()
             with suppress(ValueError):
                 here.later.remove(put_off)
-    except BaseException:
+    except BaseException:  # interrupted: a worker does the rest
         pass_on_later(here)
         raise
     finally:

@@ -17,14 +17,13 @@ import threading
 from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from rxbus._acknowledgement import Delivery
-from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
+from rxbus._acknowledgement import Claim, Delivery
+from rxbus._fan_out import FanOut, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
 from rxbus.errors import RxBusError
 
@@ -124,7 +123,7 @@ class Lane:
         self.called = False
         self.visit()
 
-    def serve(self, feed: Feed, id: int, claim: Handover) -> None:
+    def serve(self, feed: Feed, id: int, claim: Claim) -> None:
         """Delivers up to an event on behalf of its publisher, who has claimed it."""
         here = local.here
         try:
@@ -240,66 +239,7 @@ def new_lane(engine: Engine) -> Lane:
     return Lane(engine) if GIL else LockedLane(engine)
 
 
-class Handover:
-    """A delivery, claimed by a nested publisher, that a worker is to make, or a waiting publisher: who comes first."""
-
-    __slots__ = ("_feed", "_id", "_taken", "owed", "wait")
-
-    def __init__(self, feed: Feed, id: int, wait: Wait) -> None:
-        self._feed = feed
-        self._id = id
-        self._taken: list[bool] = []
-        self.wait = wait
-        with ledger:
-            wait.count += 1
-            self.owed = True  # it is counted there; under the ledger
-
-    def __call__(self) -> None:
-        try:
-            self._taken.append(True)
-            if len(self._taken) > 1:
-                return
-            self._feed.lane.serve(self._feed, self._id, self)
-        except BaseException:  # interrupted, perhaps before the lane knew
-            self._feed.lane.inbox.append((self._feed, self._id))
-            self.drop()
-            self._feed.lane.engine.submit(self._feed.lane.visit)
-            raise
-
-    def drop(self) -> None:
-        """The publisher waits for it no longer, unless the delivery has taken over its claim."""
-        with ledger:
-            self.wait.count -= self.owed
-            self.owed = False
-        if self.wait.count <= 0:
-            self.wait.ring()
-
-
-def hand(feed: Feed, fan: FanOut) -> None:
-    """Has a worker deliver to one lane."""
-    engine = feed.lane.engine
-    if fan.root is None:
-        feed.lane.call((feed, fan.id))
-        if engine.limit is not None:  # a full pool must not keep a publisher waiting that could do it itself
-            fan.waiting().offer(feed.lane.visit)
-        return
-    job = Handover(feed, fan.id, fan.waiting())
-    if engine.limit is not None:
-        job.wait.offer(job)
-    engine.submit(job)
-
-
-def hand_over(fan: FanOut) -> int:
-    """Has workers deliver to all lanes that the publisher has not come to; says to how many."""
-    rest = list(fan.rest)
-    with suppress(IndexError):
-        rest.append((fan.last or []).pop())
-    for feed in rest:
-        hand(feed, fan)
-    return len(rest)
-
-
-def deliver(here: Here, feed: Feed, claim: Handover | None) -> None:
+def deliver(here: Here, feed: Feed, claim: Claim | None) -> None:
     """In the lane's turn: hands the next event of a feed to its observer, and counts it for its publisher.
 
     `here.kept` is set where the delivery goes on holding the turn.

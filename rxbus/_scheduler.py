@@ -149,7 +149,7 @@ class _Scheduled:
             if self._delivery is not None:
                 self._held = Acknowledgement(self._delivery, turn=True)
             start(self)
-        except BaseException:
+        except BaseException:  # interrupted: it may not be on its way
             self._taken.append(True)
             if self._held is not None:
                 self._held._give()

@@ -16,8 +16,9 @@ from typing import Any
 
 from rxbus._acknowledgement import Acknowledgement
 from rxbus._fan_out import FanOut, ledger, logger, pending
+from rxbus._handover import hand_over
 from rxbus._here import Engine, Here, pass_on_later, places
-from rxbus._lane import SLOW, hand_over
+from rxbus._lane import SLOW
 from rxbus.errors import RxBusError
 
 MOST = 10  # how many observers a warning names

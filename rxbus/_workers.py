@@ -112,7 +112,7 @@ class Workers:
                 self._threads[worker] = None
                 try:
                     started = worker.start()
-                except BaseException:
+                except BaseException:  # interrupted: whether it runs is not known
                     worker.start_again()
                     raise
                 if not started:
@@ -211,7 +211,7 @@ class Crew:
         self._open[mark] = None
         try:
             self._submit(run)
-        except BaseException:
+        except BaseException:  # interrupted: it may never run
             self._end(mark)
             raise
 
@@ -283,7 +283,7 @@ class Monitor:
                 self.asleep = False
                 try:
                     started = self._worker.start()
-                except BaseException:
+                except BaseException:  # interrupted: whether it runs is not known
                     self._worker.start_again()
                     raise
                 if not started:

@@ -99,7 +99,7 @@ class _FarSide:
                     self._active = True
             if begin:
                 self._scheduler.schedule(self._run)
-        except BaseException:
+        except BaseException:  # interrupted, or the scheduler has been closed
             if begin:
                 self._give_up()
             raise
@@ -156,6 +156,6 @@ class _FarSide:
         if self._active:
             try:
                 self._scheduler.schedule(self._run)
-            except BaseException:
+            except BaseException:  # as above
                 self._give_up()
                 raise

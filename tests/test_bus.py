@@ -992,6 +992,31 @@ async def test_cancelling_ends_the_waiting_not_the_deliveries(bus: EventBus) -> 
     assert await asyncio.to_thread(ended.wait, PATIENCE)
 
 
+async def test_what_failed_before_the_publish_was_cancelled_is_logged(
+    bus: EventBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    inside, gate = threading.Event(), threading.Event()
+
+    def failing(event: Event[Any]) -> None:
+        raise ValueError("the one before")
+
+    def slow(event: Event[Any]) -> None:
+        inside.set()
+        assert gate.wait(PATIENCE)
+
+    bus.subscribe("a").subscribe(failing)
+    bus.subscribe("a").subscribe(slow)
+    task = asyncio.ensure_future(bus.publish_async("a"))
+    assert await asyncio.to_thread(inside.wait, PATIENCE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.set()
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "the one before"
+
+
 async def test_publish_async_times_out(bus: EventBus) -> None:
     gate = threading.Event()
     bus.subscribe("a", name="slow").subscribe(lambda event: gate.wait(PATIENCE) and None)

@@ -10,6 +10,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -613,7 +614,7 @@ class Big:
 
 
 @pytest.mark.parametrize("observers", [1, 2])
-@pytest.mark.parametrize("way", ["plain", "nested", "deferred", "failing"])
+@pytest.mark.parametrize("way", ["plain", "nested", "deferred", "failing", "failing at last"])
 def test_a_quiet_topic_pins_no_payload(bus: EventBus, observers: int, way: str) -> None:
     def handler(event: Event[Any]) -> None:
         if way == "nested":
@@ -623,21 +624,40 @@ def test_a_quiet_topic_pins_no_payload(bus: EventBus, observers: int, way: str) 
                 pass
         if way == "failing":
             raise ValueError
+        if way == "failing at last":
+            defer().nack(ValueError())
 
     for _ in range(observers):
         bus.subscribe("a").subscribe(handler)
         bus.subscribe("b").subscribe(nothing)
     payload = Big()
     gone = weakref.ref(payload)
-    try:
+    with suppress(PublishError):
         bus.publish("a", payload)
-    except PublishError as error:
-        error.__traceback__ = None
-        for one in error.exceptions:
-            one.__traceback__ = None
     del payload
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("way", ["plain", "nested"])
+def test_what_failed_before_the_publisher_was_interrupted_is_logged(
+    bus: EventBus, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    def failing(event: Event[Any]) -> None:
+        raise ValueError("the one before")
+
+    def interrupted(event: Event[Any]) -> None:
+        raise KeyboardInterrupt
+
+    bus.subscribe("inner").subscribe(failing)
+    bus.subscribe("inner").subscribe(interrupted)
+    if way == "nested":
+        bus.subscribe("outer").subscribe(lambda event: bus.publish("inner"))
+    with pytest.raises(KeyboardInterrupt):
+        bus.publish("inner" if way == "plain" else "outer")
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "the one before"
 
 
 def test_a_long_backlog_is_freed_without_recursion(bus: EventBus) -> None:

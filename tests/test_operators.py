@@ -108,7 +108,7 @@ class Manual(Scheduler):
         return Disposable()
 
     def schedule_relative(self, duetime: Any, action: typing.ScheduledAction[Any], state: Any = None) -> Disposable:
-        raise NotImplementedError
+        raise AssertionError("nothing here is scheduled for later")
 
     schedule_absolute = schedule_relative
 

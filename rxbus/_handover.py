@@ -1,0 +1,70 @@
+"""Handing over: deliveries that a publisher has others make, since observers are slow or it must not be late."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from rxbus._fan_out import FanOut, Wait, ledger
+
+if TYPE_CHECKING:
+    from rxbus._observer import Feed
+
+
+class Handover:
+    """A delivery, claimed by a nested publisher, that a worker is to make, or a waiting publisher: who comes first."""
+
+    __slots__ = ("_feed", "_id", "_taken", "owed", "wait")
+
+    def __init__(self, feed: Feed, id: int, wait: Wait) -> None:
+        self._feed = feed
+        self._id = id
+        self._taken: list[bool] = []
+        self.wait = wait
+        with ledger:
+            wait.count += 1
+            self.owed = True  # it is counted there; under the ledger
+
+    def __call__(self) -> None:
+        try:
+            self._taken.append(True)
+            if len(self._taken) > 1:
+                return
+            self._feed.lane.serve(self._feed, self._id, self)
+        except BaseException:  # interrupted, perhaps before the lane knew
+            self._feed.lane.inbox.append((self._feed, self._id))
+            self.drop()
+            self._feed.lane.engine.submit(self._feed.lane.visit)
+            raise
+
+    def drop(self) -> None:
+        """The publisher waits for it no longer, unless the delivery has taken over its claim."""
+        with ledger:
+            self.wait.count -= self.owed
+            self.owed = False
+        if self.wait.count <= 0:
+            self.wait.ring()
+
+
+def hand(feed: Feed, fan: FanOut) -> None:
+    """Has a worker deliver to one lane."""
+    engine = feed.lane.engine
+    if fan.root is None:
+        feed.lane.call((feed, fan.id))
+        if engine.limit is not None:  # a full pool must not keep a publisher waiting that could do it itself
+            fan.waiting().offer(feed.lane.visit)
+        return
+    job = Handover(feed, fan.id, fan.waiting())
+    if engine.limit is not None:
+        job.wait.offer(job)
+    engine.submit(job)
+
+
+def hand_over(fan: FanOut) -> int:
+    """Has workers deliver to all lanes that the publisher has not come to; says to how many."""
+    rest = list(fan.rest)
+    with suppress(IndexError):
+        rest.append((fan.last or []).pop())
+    for feed in rest:
+        hand(feed, fan)
+    return len(rest)
