@@ -109,18 +109,8 @@ class Build:
         publish(self.bus, topic, payload)
 
     def start(self, call: Callable[[], T], name: str) -> Future[T]:
-        """Calls something on a thread of its own, which sees the context variables of the calling one."""
-        future: Future[T] = Future()
-        variables = copy_context()
-
-        def run() -> None:
-            try:
-                future.set_result(variables.run(call))
-            except BaseException as error:  # the bus has been closed
-                future.set_exception(error)
-
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        thread.start()
+        """Calls something on a thread of its own; see `start_thread`."""
+        future, thread = start_thread(call, name)
         self._threads.append(thread)  # before the thread ends that has started it, so that none is missed
         return future
 
@@ -128,6 +118,25 @@ class Build:
         """Waits until all have ended, those whose result nobody waits for included."""
         while self._threads:
             self._threads.pop().join()
+
+
+def start_thread(call: Callable[[], T], name: str) -> tuple[Future[T], threading.Thread]:
+    """Calls something on a thread of its own, which sees the context variables of the calling one."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # it cannot be cancelled
+    variables = copy_context()
+
+    def run() -> None:
+        try:
+            result = variables.run(call)
+        except BaseException as error:  # the bus has been closed, or the disk is full
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return future, thread
 
 
 def publish(bus: EventBus, topic: Topic[T], payload: T) -> None:

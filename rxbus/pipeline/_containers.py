@@ -15,7 +15,7 @@ from typing import Any
 from rxbus.errors import InvalidArgument
 from rxbus.pipeline._build import Build, Role
 from rxbus.pipeline._kill import KillSwitch
-from rxbus.pipeline._results import OWN, Result, Status, StepId, all_must_succeed, merged
+from rxbus.pipeline._results import OWN, Result, Status, StepId, all_must_succeed, merged, text_of
 from rxbus.pipeline._step import Args, Step, StepContext, run_step
 
 Outputs = dict[StepId, Result]
@@ -50,7 +50,7 @@ class Container:
         return run_step(context._build, step, step_id, args, context, role_of(context._build, step_id, self))
 
     def _start_child(self, number: int, args: Args, context: StepContext) -> Future[Result]:
-        name = f"rxbus-step-{'-'.join(map(str, (number, *context.step_id)))}"
+        name = f"rxbus-step-{text_of((number, *context.step_id))}"
         return context._build.start(partial(self._run_child, number, dict(args), context), name)
 
 
@@ -144,8 +144,8 @@ class _InDirectory(Container):
 class _InWorkspace(Container):
     def __call__(self, args: Args, context: StepContext) -> Result:
         home = context._build.home
-        number, step = context.build_number, "-".join(map(str, context.step_id))
-        workspace = tempfile.mkdtemp(prefix=f"workspace-{number}-{step}-", dir=home)
+        prefix = f"workspace-{context.build_number}-{text_of(context.step_id)}-"
+        workspace = tempfile.mkdtemp(prefix=prefix, dir=home)
         context._cwd = Path(workspace)
         try:
             return super().__call__(args, context)

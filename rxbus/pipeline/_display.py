@@ -23,12 +23,10 @@ from rxbus.pipeline._report import (
     json_line,
     lines_of,
     plain,
-    step_id_of,
     summary_of,
     tree_of,
-    without_life,
 )
-from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId
+from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId, step_id_of, without_life
 
 TAIL = 20  # lines of a failed step's output that are shown at the end
 
@@ -38,7 +36,7 @@ class Progress:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self.number: int | None = None
+        self.number = 0  # not begun
         self.structure: Structure = ()
         self.results: dict[StepId, Result] = {}
         self.ended: str | None = None  # how
@@ -48,13 +46,11 @@ class Progress:
         self.structure = self._pipeline.state.structure(number)
 
     def take(self, event: Event[Any]) -> None:
-        """Takes in what has happened; the first build that starts is the one, unless it is known already."""
+        """Takes in what has happened."""
         told = event.payload
-        if self.number is None and isinstance(told, topics.PipelineStarted):
-            self.begin(told.build_number)
-        elif getattr(told, "build_number", None) != self.number:
+        if getattr(told, "build_number", None) != self.number:
             return
-        elif isinstance(told, topics.StepResultUpdated):
+        if isinstance(told, topics.StepResultUpdated):
             now = datetime.fromtimestamp(event.time, UTC)
             first = self.results.get(told.step_id, {}).get(TIMESTAMPS[0], now)
             self.results[told.step_id] = {TIMESTAMPS[0]: first, TIMESTAMPS[1]: now, **told.step_result}
@@ -64,12 +60,10 @@ class Progress:
     def leave(self) -> None:
         """What still runs is left to die: it has not ended in time."""
         if self.ended is None:
-            self.results = dict(without_life(self.results))
+            self.results = without_life(self.results)
             self.ended = Status.DEAD
 
-    def row(self) -> BuildRow | None:
-        if self.number is None:
-            return None
+    def row(self) -> BuildRow:
         row = build_row(self.number, self.structure, self.results, self.ended is None)
         return msgspec.structs.replace(row, status=self.ended or row.status)
 
@@ -117,9 +111,8 @@ class Lines:
 
     def end(self) -> None:
         row = self._progress.row()
-        if row is not None:
-            fields = ("build_number", "status", "seconds", "failed_steps")
-            self._write({"summary": {key: getattr(row, key) for key in fields}})
+        fields = ("build_number", "status", "seconds", "failed_steps")
+        self._write({"summary": {key: getattr(row, key) for key in fields}})
 
     def close(self) -> None:
         pass
@@ -141,19 +134,14 @@ class Screen:
         pass
 
     def refresh(self) -> None:
-        tree = self._tree()
-        if tree is None:
-            return
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(tree, refresh=True)
+        self._live.update(self._tree(), refresh=True)
 
     def pause(self) -> None:
-        tree = self._tree()
         self.close()
-        if tree is not None:
-            self._console.print(tree)
+        self._console.print(self._tree())
 
     def note(self, text: str, end: str = "\n") -> None:
         self._console.print(Text(text), end=end, soft_wrap=True)
@@ -162,8 +150,6 @@ class Screen:
         """Shows the whole tree, which may have been higher than the screen, and what failed steps put out last."""
         self.pause()
         row = self._progress.row()
-        if row is None:
-            return
         for step in row.failed_steps:
             out = self._progress.results[step_id_of(step.step_id)].get("out") or ""
             lines = [Text(f"  {line}") for line in lines_of(out)[-TAIL:]]
@@ -175,6 +161,5 @@ class Screen:
             self._live.stop()
             self._live = None
 
-    def _tree(self) -> Tree | None:
-        row = self._progress.row()
-        return None if row is None else tree_of(row, self._progress.structure, self._progress.results)
+    def _tree(self) -> Tree:
+        return tree_of(self._progress.row(), self._progress.structure, self._progress.results)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from contextvars import copy_context
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from reactivex.scheduler import EventLoopScheduler
 from rxbus import EventBus
 from rxbus.errors import BusClosed, InvalidArgument
 from rxbus.pipeline import topics
-from rxbus.pipeline._build import Build, Retrigger, logger, publish
+from rxbus.pipeline._build import Build, Retrigger, logger, publish, start_thread
 from rxbus.pipeline._containers import Container, run_in_sequence, together
 from rxbus.pipeline._results import Status, StepId
 from rxbus.pipeline._state import State
@@ -61,8 +61,8 @@ class Pipeline:
         self._root = Container("pipeline", [step for step in steps if step is not None])
         self._structure = structure_of(self._root, ())
         self._home = None if home is None else Path(home).absolute()
-        self._own_bus = EventBus() if bus is None else None
-        self.bus = self._own_bus or bus or EventBus()
+        self.bus = EventBus() if bus is None else bus
+        self._owns_bus = bus is None
         self.state = State(self.bus, self._home, max_builds)
         self._updates_per_second = updates_per_second
         self._shutdown_timeout = shutdown_timeout
@@ -105,13 +105,7 @@ class Pipeline:
             StructureChanged: The pipeline's steps are others now.
             PipelineClosed: It has been shut down.
         """
-        step_id = tuple(step_id)
-        results = self.state.step_results(build_number)
-        if step_id not in results:
-            raise UnknownStep(build_number, step_id)
-        if self.state.structure(build_number) != self._structure:
-            raise StructureChanged(build_number)
-        return self._start({}, Retrigger(build_number, step_id, results))[1].result()
+        return self._start_again(build_number, tuple(step_id))[1].result()
 
     def kill(self, build_number: int, step_id: StepId) -> None:
         """Tells a step, and all below it, to end. Where it does not run, nothing happens."""
@@ -150,8 +144,8 @@ class Pipeline:
         self._clock.dispose()
         for thread in self._clock_threads:
             thread.join(self._shutdown_timeout)
-        if self._own_bus is not None:
-            self._own_bus.close()
+        if self._owns_bus:
+            self.bus.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -166,36 +160,34 @@ class Pipeline:
         return f"<Pipeline of {len(self._root.steps)} steps, {state}>"
 
     def _start(self, args: dict[str, Any], retrigger: Retrigger | None = None) -> tuple[int, Future[PipelineFinished]]:
-        finished: Future[PipelineFinished] = Future()
-        finished.set_running_or_notify_cancel()
+        """Starts a build; gives its number too."""
         with self._lock:
             if self._closed:
                 raise PipelineClosed
             number = self.state.new_build(self._structure)
             build = Build(number, self.bus, self._clock, self._updates_per_second, self._home, retrigger)
+            finished, _ = start_thread(partial(self._build, build, args), f"rxbus-build-{number}")
             self._builds[build] = finished
-        variables = copy_context()
-        thread = threading.Thread(
-            target=lambda: variables.run(self._build, build, args, finished), name=f"rxbus-build-{number}", daemon=True
-        )
-        try:
-            thread.start()
-        except BaseException:
-            self._forget(build)
-            raise
         return number, finished
 
-    def _build(self, build: Build, args: dict[str, Any], finished: Future[PipelineFinished]) -> None:
+    def _start_again(self, build_number: int, step_id: StepId) -> tuple[int, Future[PipelineFinished]]:
+        """Starts a build that goes on from a step of an old one; see `retrigger`."""
+        results = self.state.step_results(build_number)
+        if step_id not in results:
+            raise UnknownStep(build_number, step_id)
+        if self.state.structure(build_number) != self._structure:
+            raise StructureChanged(build_number)
+        return self._start({}, Retrigger(build_number, step_id, results))
+
+    def _build(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
         try:
-            told = self._run(build, args)
-        except BaseException as error:  # the bus has been closed, or the disk is full
-            self._forget(build)
-            finished.set_exception(error)
-        else:
-            self._forget(build)
-            finished.set_result(told)
-        if self._late and not self._builds:
-            self._end()
+            return self._run(build, args)
+        finally:
+            with self._lock:
+                del self._builds[build]
+                last = self._late and not self._builds
+            if last:
+                self._end()
 
     def _run(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
         build.publish(topics.PIPELINE_STARTED, topics.PipelineStarted(build.number))
@@ -208,10 +200,6 @@ class Pipeline:
         build.wait_for_threads()
         build.publish(topics.PIPELINE_FINISHED, told)
         return told
-
-    def _forget(self, build: Build) -> None:
-        with self._lock:
-            self._builds.pop(build, None)
 
     def _clock_thread(self, target: Callable[..., None]) -> threading.Thread:
         thread = threading.Thread(target=target, name="rxbus-pipeline-clock", daemon=True)

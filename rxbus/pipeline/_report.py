@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
 from rxbus import Event
 from rxbus.errors import RxBusError
 from rxbus.pipeline import topics
-from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId, all_must_succeed, unified
+from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId, all_must_succeed, text_of, unified
 from rxbus.pipeline._structure import StepStructure
 
 LOOKS: dict[str | None, tuple[str, str]] = {  # of a status: a symbol, for those who see no colours, and a colour
@@ -72,22 +74,6 @@ class StepRow(msgspec.Struct, frozen=True):
     result: Result
 
 
-def text_of(step_id: StepId) -> str:
-    """Writes a step id as the terminal has it: `2-1`."""
-    return "-".join(map(str, step_id))
-
-
-def step_id_of(text: str) -> StepId:
-    """Reads what `text_of` writes.
-
-    Raises:
-        Unusable: It is no step id.
-    """
-    if not re.fullmatch(r"[1-9][0-9]*(-[1-9][0-9]*)*", text, re.ASCII):
-        raise Unusable(f"{text!r} is no step: steps are written child first, as 2-1")
-    return tuple(map(int, text.split("-")))
-
-
 def walk(structure: Structure) -> Iterator[StepStructure]:
     """Gives all steps, each before those in it."""
     for step in structure:
@@ -118,15 +104,6 @@ def build_status(structure: Structure, results: Results, running: bool) -> str:
     return ended
 
 
-def without_life(results: Results) -> Results:
-    """Says of steps that run no more that they are dead."""
-    lively = (Status.RUNNING, Status.WAITING)
-    return {
-        step_id: {**result, "status": Status.DEAD.value} if result.get("status") in lively else result
-        for step_id, result in results.items()
-    }
-
-
 def times_of(results: Iterable[Result]) -> tuple[datetime | None, float | None]:
     """Gives when the first of them began, and how many seconds it all took, or has taken up to now."""
     begins, ends = [], []
@@ -154,6 +131,12 @@ def step_row(number: int, step: StepStructure, result: Result | None) -> StepRow
 
 
 # -- Drawing
+
+
+def screen_console() -> Console:
+    with suppress(AttributeError, ValueError):  # not for what stands in for it in a test
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    return Console()
 
 
 def look_of(status: str | None) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ MOCK = "retrigger_mock_for_build_number"  # the key that tells from which build 
 OWN = frozenset(("outputs", MOCK, *TIMESTAMPS))  # what is said of one step, and is no other's to take over
 
 
+STEP_ID = re.compile(r"(0|[1-9][0-9]*)(-(0|[1-9][0-9]*))*", re.ASCII)
+
+
 class Status(StrEnum):
     """How a step, or a build, is doing; equal to its plain string."""
 
@@ -27,6 +31,22 @@ class Status(StrEnum):
     KILLED = "killed"
     DEAD = "dead"
     UNKNOWN = "unknown"
+
+
+def text_of(step_id: StepId) -> str:
+    """Writes a step id as text: `2-1`."""
+    return "-".join(map(str, step_id))
+
+
+def step_id_of(text: str) -> StepId:
+    """Reads what `text_of` writes.
+
+    Raises:
+        ValueError: It is no step id.
+    """
+    if not STEP_ID.fullmatch(text):
+        raise ValueError(f"{text!r} is no step: steps are written child first, as 2-1")
+    return tuple(map(int, text.split("-")))
 
 
 def is_below(step_id: StepId, ancestor: StepId) -> bool:
@@ -82,9 +102,24 @@ def flatten_outputs(outputs: Mapping[StepId, Result]) -> dict[StepId, Result]:
 def outputs_of(result: Mapping[str, Any]) -> dict[StepId, Result]:
     """The results of a container's children; none where a step calls something of its own so."""
     outputs = result.get("outputs")
-    if not isinstance(outputs, dict) or not all(isinstance(step_id, tuple) for step_id in outputs):
+    if not isinstance(outputs, dict):
         return {}
-    return outputs
+    ours = all(isinstance(step_id, tuple) and isinstance(one, dict) for step_id, one in outputs.items())
+    return outputs if ours else {}
+
+
+def without_life(results: Mapping[StepId, Result]) -> dict[StepId, Result]:
+    """Says of steps, and of what containers hold of theirs, that nobody runs them any more."""
+    return {step_id: _without_life(result) for step_id, result in results.items()}
+
+
+def _without_life(result: Result) -> Result:
+    changes: Result = {}
+    if result.get("status") in (Status.RUNNING, Status.WAITING):
+        changes["status"] = Status.DEAD.value
+    if below := outputs_of(result):
+        changes["outputs"] = without_life(below)
+    return {**result, **changes} if changes else result
 
 
 def failed_steps(finished: PipelineFinished) -> list[StepId]:

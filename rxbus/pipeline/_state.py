@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rxbus import Event, EventBus, InvalidArgument
-from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId
-from rxbus.pipeline._store import DiskStore, MemoryStore, Store
+from rxbus.pipeline._disk import DiskStore
+from rxbus.pipeline._results import TIMESTAMPS, Result, StepId, without_life
+from rxbus.pipeline._store import MemoryStore, Store
 from rxbus.pipeline._structure import StepStructure
 from rxbus.pipeline.errors import UnknownBuild
 from rxbus.pipeline.topics import (
@@ -101,7 +102,7 @@ class State:
             DamagedState: They cannot be read.
         """
         results, running = self._store.read(build_number)
-        return results if running else _without_life(results)
+        return results if running else without_life(results)
 
     def close(self) -> None:
         """Takes in nothing more; builds that are running end as they are, and can still be read.
@@ -183,14 +184,3 @@ def _checked(result: Result) -> bytes:
     data = encode(result)
     decode(data, dict)
     return data
-
-
-def _without_life(results: dict[StepId, Result]) -> dict[StepId, Result]:
-    """Says of steps, and of what containers hold of theirs, that nobody runs them any more."""
-    for result in results.values():
-        if result.get("status") in (Status.RUNNING, Status.WAITING):
-            result["status"] = Status.DEAD.value
-        if isinstance(result.get("outputs"), dict):
-            below = result["outputs"].items()  # or what a step of its own calls so
-            _without_life({key: one for key, one in below if isinstance(key, tuple) and isinstance(one, dict)})
-    return results

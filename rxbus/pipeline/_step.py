@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from math import isfinite
@@ -31,7 +32,8 @@ class StepContext:
         self._kill = KillSwitch(build.kill if parent is None else parent._kill_below)
         self._kill_below: KillSwitch = self._kill  # what kills its children
         self._updates = Updates(self._publish, build.updates_per_second, build.clock)
-        self._children: dict[StepId, str] = {}  # how they are doing; set by each for itself
+        self._children: dict[StepId, str] = {}  # how they are doing; both change under the lock of the updates
+        self._statuses: Counter[str | None] = Counter()  # how many of them are doing so; None: those that were none yet
         self._cwd: Path = Path.cwd() if parent is None else parent._cwd
 
     @property
@@ -93,11 +95,13 @@ class StepContext:
 
     def _child_is(self, step_id: StepId, status: str) -> None:
         """A child's result has changed: a container is doing as its children are."""
-        self._children[step_id] = status
-        self._updates.change(self._as_the_children)
+        self._updates.change(lambda result: self._as_the_children(result, step_id, status))
 
-    def _as_the_children(self, result: Result) -> Result:
-        together = unified(list(self._children.values()))
+    def _as_the_children(self, result: Result, step_id: StepId, status: str) -> Result:
+        before, self._children[step_id] = self._children.get(step_id), status
+        self._statuses[status] += 1
+        self._statuses[before] -= 1
+        together = unified(one for one, count in self._statuses.items() if one is not None and count > 0)
         return result if result.get("status") == together else _waiting({**result, "status": together})
 
     def _on_kill_event(self, event: Event[topics.KillStep]) -> None:

@@ -1,38 +1,26 @@
-"""`rxbus pipeline`: runs a file's pipeline with its steps on the screen, answers triggers, and reads old builds.
-
-Pipeline -> bus -> `Follower`, on the main thread -> `Screen` or `Lines`; `Triggers` -> `Prompt`, or the home's socket
-"""
+"""`rxbus pipeline`: runs a file's pipeline with its steps on the screen, answers triggers, and reads old builds."""
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-import shlex
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from types import FrameType, ModuleType
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import msgspec
 import typer
-from reactivex.abc import DisposableBase
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rxbus import Event
-from rxbus.errors import BusClosed, RxBusError
-from rxbus.pipeline import _answers, topics
-from rxbus.pipeline._display import Display, Lines, Progress, Screen
+from rxbus.errors import RxBusError
+from rxbus.pipeline import _answers
+from rxbus.pipeline._definition import load
+from rxbus.pipeline._disk import DiskStore
+from rxbus.pipeline._follower import Begin, Follower
 from rxbus.pipeline._pipeline import Pipeline
-from rxbus.pipeline._prompt import Prompt, Reply, Request, Triggers, Waiting
+from rxbus.pipeline._prompt import Reply, Request, Waiting
 from rxbus.pipeline._report import (
     BuildRow,
     Results,
@@ -43,226 +31,14 @@ from rxbus.pipeline._report import (
     json_line,
     look_of,
     plain,
-    step_id_of,
+    screen_console,
     step_row,
     summary_of,
     tree_of,
     walk,
-    without_life,
 )
-from rxbus.pipeline._results import Status
-from rxbus.pipeline._store import DiskStore
-from rxbus.pipeline.errors import DamagedState, PipelineClosed, UnknownBuild
-
-TICK = 0.1  # seconds from one look at the screen, and at what has been typed, to the next
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-def is_screen(as_json: bool) -> bool:
-    return sys.stdout.isatty() and not as_json
-
-
-def screen_console() -> Console:
-    with suppress(AttributeError, ValueError):  # not for what stands in for it in a test
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    return Console()
-
-
-# -- Following a build
-
-Begin = Callable[[], tuple[int | None, Future[topics.PipelineFinished]]]  # gives the number where it is known
-
-
-class Follower:
-    """Runs a build on the bus and shows it, until it has ended, or a signal has ended it.
-
-    What happens is put in a queue, so that no step waits for the terminal.
-
-    Args:
-        pipeline: The pipeline; it is shut down in the end.
-        lines: Where to write JSON lines; None: the terminal shows a tree.
-    """
-
-    def __init__(self, pipeline: Pipeline, lines: BinaryIO | None) -> None:
-        self._pipeline = pipeline
-        self._news: SimpleQueue[Event[Any] | int | object] = SimpleQueue()
-        self._end = object()  # what ends it, when it comes in the queue
-        self._signals: list[int] = []
-        self._killer: threading.Thread | None = None  # shuts down, while the display goes on
-        self._progress = Progress(pipeline)
-        self._triggers = Triggers(pipeline)
-        self._display: Display = Lines(self._progress, lines) if lines else Screen(self._progress, screen_console())
-
-    def run(self, begin: Begin) -> int:
-        """Runs it.
-
-        Returns:
-            The exit code: 0 for success, 1 otherwise, and where a signal came 128 and its number, as shells have it.
-
-        Raises:
-            RxBusError: It cannot be begun.
-        """
-        with ExitStack() as ending:
-            ending.push(self._leave)
-            ending.callback(self._display.close)
-            ending.callback(self._attach().dispose)
-            ending.enter_context(self._noted_signals())
-            prompt = Prompt(self._triggers, self._display, ending.enter_context(self._reachable()))
-            self._progress.number, future = begin()
-            if self._progress.number is not None:
-                self._progress.begin(self._progress.number)
-            first_end = self._end
-            future.add_done_callback(lambda _: self._news.put(first_end))
-            self._follow(prompt)
-            self._progress.leave()
-            self._display.end()
-        if self._signals:
-            return 128 + self._signals[0]
-        return 0 if future.result().status == Status.SUCCESS else 1
-
-    def _attach(self) -> DisposableBase:
-        try:
-            return self._pipeline.bus.subscribe(">", name="terminal").subscribe(self._on_event)
-        except BusClosed:
-            raise PipelineClosed from None
-
-    def _on_event(self, event: Event[Any]) -> None:
-        if event.topic not in TOPICS:
-            return
-        if event.topic == topics.STEP_RESULT_UPDATED.name:
-            self._triggers.take(event.payload)
-        self._news.put(event)
-
-    def _follow(self, prompt: Prompt) -> None:
-        due = 0.0
-        while True:
-            with suppress(Empty):
-                news = self._news.get(timeout=max(0.0, due - time.monotonic()))
-                if news is self._end:
-                    return
-                self._take(news)
-            if time.monotonic() >= due:
-                if self._signals or not prompt.look():
-                    self._display.refresh()
-                due = time.monotonic() + TICK
-
-    def _take(self, news: Event[Any] | int | object) -> None:
-        if isinstance(news, int):
-            self._end = object()  # the build's own is not enough
-            self._killer = threading.Thread(target=self._kill, args=(self._end,), name="rxbus-shutdown", daemon=True)
-            self._killer.start()
-        elif isinstance(news, Event):
-            self._progress.take(news)
-            self._display.take(news)
-
-    def _kill(self, end: object) -> None:
-        try:
-            self._pipeline.shutdown()
-        finally:
-            self._news.put(end)
-
-    def _leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Leaves no step behind, unless it has been killed and somebody will not wait for its end."""
-        if self._killer is None:
-            self._pipeline.shutdown()
-        elif not isinstance(error, KeyboardInterrupt):
-            self._killer.join()
-
-    @contextmanager
-    def _noted_signals(self) -> Iterator[None]:
-        """Notes the first signal that is to end us, and kills the steps; the second one hits as it always does."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            restore()
-            self._signals.append(number)
-            self._news.put(number)
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # not under nohup
-        before = {number: signal.signal(number, note) for number in heeded}
-        try:
-            yield
-        finally:
-            restore()
-
-    @contextmanager
-    def _reachable(self) -> Iterator[str]:
-        """Lets other terminals answer triggers, if they can; gives what is said of it."""
-        home = self._pipeline.home
-        if home is None:
-            yield "the pipeline has no home, so no other terminal can answer it"
-            return
-        try:
-            listener = _answers.Listener(home, self._triggers.reply)
-        except _answers.NoSocket as error:
-            yield f"no other terminal can answer it: {error}"
-            return
-        try:
-            yield f"from another terminal: rxbus pipeline trigger {plain(shlex.quote(str(home)))}"
-        finally:
-            listener.close()
-
-
-TOPICS = frozenset(  # what is told of; the update that was consumed would only say again what the update has said
-    topic.name
-    for topic in (
-        topics.PIPELINE_STARTED,
-        topics.STEP_STARTED,
-        topics.STEP_RESULT_UPDATED,
-        topics.STEP_FINISHED,
-        topics.PIPELINE_FINISHED,
-        topics.MANUAL_TRIGGER_RECEIVED,
-        topics.KILL_STEP,
-        topics.STOP_RUNNER,
-    )
-)
-
-
-# -- Files and homes
-
-
-def load(file: Path) -> Pipeline:
-    """Gives the `pipeline` of a file.
-
-    Raises:
-        Unusable: There is no such file, it fails, or it has no pipeline.
-    """
-    if not file.is_file():
-        raise Unusable(f"there is no file {file}")
-    pipeline = getattr(_module(file.resolve()), "pipeline", None)
-    if not isinstance(pipeline, Pipeline):
-        what = "nothing of that name" if pipeline is None else f"a {type(pipeline).__name__}"
-        raise Unusable(f"{file} has no rxbus.pipeline.Pipeline as its global 'pipeline', but {what}")
-    return pipeline
-
-
-def _module(file: Path) -> ModuleType:
-    name = file.stem if file.stem not in sys.modules else f"{file.stem} of rxbus pipeline"
-    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(file)))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent))
-    try:
-        spec.loader.exec_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too: it is to define a pipeline, not to end
-        raise Unusable(f"{file} fails{_where(error, file)}: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _where(error: BaseException, file: Path) -> str:
-    """Names the line of the file that an error came from."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(file):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return "" if line is None else f" in line {line}"
+from rxbus.pipeline._results import StepId, step_id_of, without_life
+from rxbus.pipeline.errors import DamagedState, UnknownBuild
 
 
 def home_of(path: Path) -> Path:
@@ -304,6 +80,10 @@ class Reader:
         structure = self._store.structure(number)
         results, running = self._store.read(number)
         return structure, results if running else without_life(results), running
+
+
+def is_screen(as_json: bool) -> bool:
+    return sys.stdout.isatty() and not as_json
 
 
 # -- Commands
@@ -357,10 +137,10 @@ def retrigger(
     def prepare(pipeline: Pipeline) -> Begin:
         if pipeline.home is None or pipeline.home.resolve() != home.resolve():
             raise Unusable(f"the home of the pipeline in {file} is not {home}, but {pipeline.home or 'none'}")
-        return lambda: (None, _in_background(lambda: pipeline.retrigger(number, step_id)))
+        return lambda: pipeline._start_again(number, step_id)
 
     with told_errors():
-        step_id = step_id_of(step)
+        step_id = step_of(step)
         raise typer.Exit(_run_file(file, as_json, prepare))
 
 
@@ -374,17 +154,11 @@ def _run_file(file: Path, as_json: bool, prepare: Callable[[Pipeline], Begin]) -
         return Follower(pipeline, lines).run(prepare(pipeline))
 
 
-def _in_background(call: Callable[[], topics.PipelineFinished]) -> Future[topics.PipelineFinished]:
-    future: Future[topics.PipelineFinished] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="rxbus-retrigger", daemon=True).start()
-    return future
+def step_of(text: str) -> StepId:
+    try:
+        return step_id_of(text)
+    except ValueError as error:
+        raise Unusable(str(error)) from error
 
 
 @application.command()

@@ -15,6 +15,8 @@ from rxbus.pipeline._results import Result
 
 logger = logging.getLogger("rxbus.pipeline")
 
+LONGEST = 1.0  # seconds; a disposed EventLoopScheduler may sleep until its next timer, and a shutdown waits for that
+
 
 class Updates:
     """Publishes a result as it changes, one state at a time and in order, and nothing after the last.
@@ -94,7 +96,7 @@ class Updates:
             if early > 0 and not at_once and not self._closed:
                 if not self._timed:
                     self._timed = True
-                    self._clock.schedule_relative(early, self._ring)
+                    self._clock.schedule_relative(min(early, LONGEST), self._ring)
                 return None
             self._due = monotonic() + self._interval
             self._publishing = True

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from rxbus import Topic
-from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId
+from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId, step_id_of, text_of
 
 __all__ = [
     "KILL_STEP",
@@ -135,7 +135,7 @@ def decode(data: bytes | str, kind: type[T]) -> T:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {"-".join(map(str, key)) if isinstance(key, tuple) else key: _plain(one) for key, one in value.items()}
+        return {text_of(key) if isinstance(key, tuple) else key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return value
@@ -170,6 +170,6 @@ def _rich(value: Any) -> Any:
 
 def _step_id(key: str | StepId) -> StepId | str:
     try:
-        return key if isinstance(key, tuple) else tuple(map(int, key.split("-")))
+        return key if isinstance(key, tuple) else step_id_of(key)
     except ValueError:  # somebody's own "outputs"
         return key

@@ -17,10 +17,10 @@ import pytest
 
 import rxbus
 from rxbus import EventBus
-from rxbus.pipeline import _store
+from rxbus.pipeline import _disk, _files
+from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._results import Result, StepId
 from rxbus.pipeline._state import State
-from rxbus.pipeline._store import DiskStore
 from rxbus.pipeline._structure import StepStructure
 from rxbus.pipeline.errors import DamagedState, UnknownBuild
 from rxbus.pipeline.topics import (
@@ -129,7 +129,7 @@ def build(home: Path, number: int, **files: str) -> Path:
     path = home / f"build-{number}"
     path.mkdir(parents=True)
     for name, text in {"structure": "[]", **files}.items():
-        (path / {"structure": _store.STRUCTURE, "log": _store.LOG, "state": _store.STATE}[name]).write_text(text)
+        (path / {"structure": _disk.STRUCTURE, "log": _files.LOG, "state": _files.STATE}[name]).write_text(text)
     return path
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_no_half_line(
     state._bus.subscribe(STEP_RESULT_UPDATE_CONSUMED).subscribe(lambda e: seen.append(e.payload.step_result["count"]))
     update(state, number, (1,), status="running", count=1)
     with monkeypatch.context() as patch:
-        patch.setattr(_store, "os", FullDisk())
+        patch.setattr(_disk, "os", FullDisk())
         update(state, number, (1,), status="running", count=2)
         update(state, number, (2,), status="running", count=3)
     assert "No space left" in caplog.text
@@ -278,11 +278,11 @@ def test_a_kill_at_any_moment_leaves_a_whole_prefix(start: Start, open_state: An
 
 
 def test_what_a_kill_has_left_is_cleared_away(home: Path, open_state: Any) -> None:
-    (home / (_store.REMOVED + "x") / "build").mkdir(parents=True)
+    (home / (_disk.REMOVED + "x") / "build").mkdir(parents=True)
     state = open_state(1)
     assert state.build_numbers() == []
     finish(state, state.new_build(()))
-    assert [path.name for path in home.iterdir() if path.name.startswith(_store.REMOVED)] == []
+    assert [path.name for path in home.iterdir() if path.name.startswith(_disk.REMOVED)] == []
 
 
 def test_a_directory_without_structure_is_no_build(home: Path, open_state: Any) -> None:
@@ -304,7 +304,7 @@ def test_a_build_that_cannot_be_written_is_none(home: Path, open_state: Any, mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_store, "_write_whole", fail)
+        patch.setattr(_disk, "write_whole", fail)
         with pytest.raises(OSError, match="No space left"):
             state.new_build(())
     assert state.build_numbers() == []
@@ -315,7 +315,7 @@ def test_a_number_is_not_used_again(home: Path, open_state: Any) -> None:
     state = open_state()
     numbers = [state.new_build(()) for _ in range(3)]
     state.close()
-    _store.shutil.rmtree(home / "build-3")  # by hand
+    _disk.shutil.rmtree(home / "build-3")  # by hand
     assert open_state().new_build(()) == numbers[-1] + 1
     (home / "last-build-number").write_text("no number, and rather long")
     assert open_state().new_build(()) == numbers[-1] + 2
@@ -326,7 +326,7 @@ def test_a_torn_last_line_was_never_written(home: Path, open_state: Any) -> None
     whole = '{"1":{"status":"success"}}\n'
     torn = '{"1":{"status":"failure","out":"ä"}}'
     for number in range(1, len(torn.encode()) + 1):
-        (build(home, number) / _store.LOG).write_bytes((whole + torn).encode()[: len(whole) + number])
+        (build(home, number) / _files.LOG).write_bytes((whole + torn).encode()[: len(whole) + number])
     state = open_state()
     assert len(state.build_numbers()) == len(torn.encode())
     for number in state.build_numbers():
@@ -342,13 +342,13 @@ def test_a_reader_does_not_see_half_a_compaction(home: Path, open_state: Any, mo
     state = open_state()
     number = state.new_build(())
     update(state, number, (1,), status="success")
-    read_log = _store._read_log
+    read_log = _files._read_log
 
     def compact_first(path: Path) -> dict[StepId, msgspec.Raw]:
         finish(state, number)
         return read_log(path)
 
-    monkeypatch.setattr(_store, "_read_log", compact_first)
+    monkeypatch.setattr(_files, "_read_log", compact_first)
     assert untimed(open_state().step_results(number)) == {(1,): {"status": "success"}}
 
 
@@ -360,7 +360,7 @@ def test_a_build_that_is_removed_while_it_is_read(home: Path, open_state: Any, m
         DiskStore(home).truncate(1)
         return {}
 
-    monkeypatch.setattr(_store, "_read_log", remove_first)
+    monkeypatch.setattr(_files, "_read_log", remove_first)
     with pytest.raises(UnknownBuild):
         open_state().step_results(1)
 
@@ -386,7 +386,7 @@ def test_a_build_that_is_removed_while_it_is_read(home: Path, open_state: Any, m
 )
 def test_a_damaged_file_is_named(home: Path, open_state: Any, name: str, text: str) -> None:
     build(home, 1, state='{"1":{"status":"success"}}')
-    path = build(home, 2) / {"state": _store.STATE, "log": _store.LOG}[name]
+    path = build(home, 2) / {"state": _files.STATE, "log": _files.LOG}[name]
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     state = open_state()
     with pytest.raises(DamagedState) as caught:
@@ -401,7 +401,7 @@ def test_a_damaged_file_is_named(home: Path, open_state: Any, name: str, text: s
 
 @pytest.mark.parametrize("text", ["", "{}", '[{"step_id":["a"]}]'])
 def test_a_damaged_structure_is_named(home: Path, open_state: Any, text: str) -> None:
-    path = build(home, 1, structure=text, state='{"1":{"status":"success"}}') / _store.STRUCTURE
+    path = build(home, 1, structure=text, state='{"1":{"status":"success"}}') / _disk.STRUCTURE
     state = open_state()
     with pytest.raises(DamagedState) as caught:
         state.structure(1)
@@ -410,7 +410,7 @@ def test_a_damaged_structure_is_named(home: Path, open_state: Any, text: str) ->
 
 
 def test_a_directory_in_the_place_of_a_file(home: Path, open_state: Any) -> None:
-    path = build(home, 1) / _store.STATE
+    path = build(home, 1) / _files.STATE
     path.mkdir()
     with pytest.raises(DamagedState) as caught:
         open_state().step_results(1)
@@ -420,7 +420,7 @@ def test_a_directory_in_the_place_of_a_file(home: Path, open_state: Any) -> None
 def test_what_is_foreign_is_ignored(home: Path, open_state: Any) -> None:
     for name in ("build-", "build-0", "build-01", "build-1a", "build--1", "build-1.bak", "abuild-1", "Build-9", "x"):
         (home / name).mkdir(parents=True)
-        (home / name / _store.STRUCTURE).write_text("[]")
+        (home / name / _disk.STRUCTURE).write_text("[]")
     (home / "build-2").write_text("a file")
     (home / "build-3").symlink_to(home / "x")
     before = {path.name for path in home.iterdir()}
@@ -446,7 +446,7 @@ def test_a_build_that_cannot_be_removed_stays(
     assert state.build_numbers() == [second]
     third = state.new_build(())
     with monkeypatch.context() as patch:
-        patch.setattr(_store, "os", Stubborn())
+        patch.setattr(_disk, "os", Stubborn())
         finish(state, second)
     assert "build 2 cannot be removed" in caplog.text
     assert state.build_numbers() == [second, third]
@@ -564,7 +564,7 @@ def test_a_forked_child_leaves_its_parents_builds_alone(home: Path, start: Start
 
 
 def test_without_locks_on_files(home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_store, "fcntl", None)
+    monkeypatch.setattr(_files, "fcntl", None)
     state, other = open_state(1), open_state()
     running, ended = state.new_build(()), state.new_build(())
     update(state, running, (1,), status="running")
@@ -578,7 +578,7 @@ def test_a_file_system_without_locks(home: Path, open_state: Any, monkeypatch: p
     def refuse(file: int, what: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(_store.fcntl, "flock", refuse)
+    monkeypatch.setattr(_files.fcntl, "flock", refuse)
     state, other = open_state(), open_state()
     assert [state.new_build(()), other.new_build(())] == [1, 2]
     update(state, 1, (1,), status="running")

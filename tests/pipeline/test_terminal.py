@@ -41,6 +41,7 @@ from rxbus.pipeline import (
 )
 from rxbus.pipeline import _terminal as terminal
 from rxbus.pipeline._answers import Listener, NoSocket, sockets
+from rxbus.pipeline._results import without_life
 from rxbus.pipeline._structure import StepStructure
 
 ROOT = Path(terminal.__file__).parents[2]
@@ -562,7 +563,7 @@ class TestRetrigger:
         assert f"the home of the pipeline in {path} is not {tmp_path}" in refusal("retrigger", tmp_path, path, 1, "1")
         assert "there is no build 8" in refusal("retrigger", home, path, 8, "1")
         assert "has no step (3,)" in refusal("retrigger", home, path, 1, "3")
-        for step in ("1.2", "", "1-", "0", "one", "\uff11"):
+        for step in ("1.2", "", "1-", "01", "one", "\uff11"):
             assert "is no step" in refusal("retrigger", home, path, 1, step)
         assert "had other steps" in refusal("retrigger", home, write("build", GOOD), 1, "1")
         assert "but none" in refusal("retrigger", home, write("build", GOOD, options=""), 1, "1")
@@ -606,7 +607,7 @@ class TestParts:
 
         def status(running: bool, *statuses: str) -> str:
             results = {(number,): {"status": status} for number, status in enumerate(statuses, 1)}
-            return _report.build_status(structure, _report.without_life(results) if not running else results, running)
+            return _report.build_status(structure, without_life(results) if not running else results, running)
 
         assert [status(True), status(True, "success"), status(True, "waiting")] == ["running", "running", "waiting"]
         assert [status(False, "success", "success"), status(False, "failure")] == ["success", "failure"]

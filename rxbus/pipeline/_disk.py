@@ -1,0 +1,298 @@
+"""Builds on disk, under a home directory that several processes may share.
+
+home/last-build-number              the highest number handed out; locked while a build is made or removed
+home/build-7/build-metadata.json
+home/build-7/pipeline-structure.json    written last: it makes the directory a build
+home/build-7/build-log.jsonl        while the build runs: one line per update, {step id: result}
+home/build-7/build.lock             while the build runs: locked by the process that runs it
+home/build-7/build-state.json       afterwards: {step id: result} of every step
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from weakref import WeakSet
+
+import msgspec
+
+from rxbus.pipeline._files import (
+    LOG,
+    STATE,
+    damage_named,
+    is_locked,
+    json_of,
+    locked,
+    read,
+    read_files,
+    unlock,
+    write_whole,
+)
+from rxbus.pipeline._results import Result, StepId
+from rxbus.pipeline._store import Structure, check, decoded, first_update, known
+from rxbus.pipeline.errors import PipelineClosed, UnknownBuild
+
+LAST_NUMBER = "last-build-number"
+METADATA = "build-metadata.json"
+STRUCTURE = "pipeline-structure.json"
+LOCK = "build.lock"
+REMOVED = ".rxbus-removed-"
+
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would write other ends of lines
+DIRECTORY = re.compile("build-([1-9][0-9]*)")
+
+logger = logging.getLogger("rxbus.pipeline")
+
+
+class DiskStore:
+    """Builds in a directory.
+
+    Args:
+        home: The directory; made if there is none.
+
+    Raises:
+        OSError: It cannot be made. What is in it does not matter.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home.resolve()
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._making = threading.Lock()  # held while builds are made and removed, before the lock on the home's file
+        self._closed = False  # under _making
+        self._own: dict[int, _Build] = {}  # what was made here; changed under _making, looked up without
+        _stores.add(self)
+
+    def create(self, structure: Structure, metadata: bytes) -> int:
+        with self._alone() as counter:
+            if self._closed:
+                raise PipelineClosed
+            number = self._new_directory(counter)
+            path = self._directory(number)
+            build = _Build(path)
+            try:
+                write_whole(path / METADATA, msgspec.json.format(metadata, indent=2))
+                write_whole(path / STRUCTURE, msgspec.json.format(msgspec.json.encode(structure), indent=2))
+            except BaseException:
+                build.abandon()
+                raise
+            self._own[number] = build
+        return number
+
+    def numbers(self) -> list[int]:
+        return sorted(number for number in self._directories() if self._is_build(number))
+
+    def structure(self, number: int) -> Structure:
+        path = self.path(number) / STRUCTURE
+        data = read(path)
+        if data is None:
+            raise UnknownBuild(number)
+        with damage_named(path):
+            return msgspec.json.decode(data, type=Structure)
+
+    def path(self, number: int) -> Path:
+        if not self._is_build(number):
+            raise UnknownBuild(number)
+        return self._directory(number)
+
+    def read(self, number: int) -> tuple[dict[StepId, Result], bool]:
+        build = self._own.get(number)
+        held = build.held() if build is not None else None
+        if held is not None:
+            return decoded(held[0]), held[1]
+        path = self.path(number)
+        running = is_locked(path / LOCK)  # before: it may end, but what ended is complete
+        results = _read_results(path)
+        self.path(number)  # again: it may have been removed meanwhile
+        return results, running
+
+    def first_update(self, number: int, step_id: StepId) -> datetime | None:
+        build = known(self._own, number)
+        result = build.result(step_id)
+        if result is not None or build.running:  # asked last: what was held until then is complete
+            return first_update(result)
+        return self.read(number)[0].get(step_id, {}).get("first_updated_at")
+
+    def put(self, number: int, step_id: StepId, result: bytes) -> None:
+        check(step_id)
+        build = known(self._own, number)
+        if not build.running:
+            self.path(number)  # another process may have removed it
+        build.put(step_id, result)
+
+    def finish(self, number: int) -> None:
+        build = self._own.get(number)
+        if build is not None:
+            build.finish()
+
+    def truncate(self, keep: int) -> None:
+        with self._alone():
+            for number in self.numbers()[:-keep]:
+                if not self._is_running(number):
+                    self._take_away(number)
+            removed = list(self._home.glob(REMOVED + "*"))  # also what a crash has left
+        for path in removed:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def close(self) -> None:
+        with self._making:
+            self._closed = True
+            builds = list(self._own.values())
+        for build in builds:
+            try:
+                build.finish()
+            except OSError:
+                logger.exception("the state of %s cannot be written as a whole; its log stays", build.path)
+
+    def inherit(self) -> None:
+        """In a forked child: the builds are the parent's, as are its locks."""
+        for build in self._own.values():
+            build.abandon()
+        self._own = {}
+        self._making = threading.Lock()
+
+    @contextmanager
+    def _alone(self) -> Iterator[int]:
+        """While it lasts, nobody else makes or removes builds; gives the open file of the last number."""
+        with self._making:
+            file = locked(self._home / LAST_NUMBER)
+            try:
+                yield file
+            finally:
+                unlock(file)
+
+    def _new_directory(self, counter: int) -> int:
+        noted = os.read(counter, 100).strip()
+        number = max([int(noted) if noted.isdigit() else 0, *self._directories()])
+        while True:
+            number += 1
+            with suppress(FileExistsError):  # something foreign, or a process that has no locks
+                self._directory(number).mkdir()
+                break
+        text = b"%d\n" % number
+        os.lseek(counter, 0, os.SEEK_SET)
+        os.ftruncate(counter, os.write(counter, text))
+        return number
+
+    def _take_away(self, number: int) -> None:
+        """Makes a build vanish at once, so that nobody finds half of it, or writes to it."""
+        self._own.pop(number, None)
+        try:
+            os.rename(self._directory(number), Path(tempfile.mkdtemp(prefix=REMOVED, dir=self._home)) / "build")
+        except OSError:
+            logger.exception("build %s cannot be removed", number)
+
+    def _directories(self) -> list[int]:
+        """The numbers that are taken by builds, or by what a crash has left of one."""
+        with os.scandir(self._home) as entries:
+            found = [(DIRECTORY.fullmatch(entry.name), entry) for entry in entries]
+            return [int(match[1]) for match, entry in found if match and entry.is_dir(follow_symlinks=False)]
+
+    def _directory(self, number: int) -> Path:
+        return self._home / f"build-{number}"
+
+    def _is_build(self, number: int) -> bool:
+        return isinstance(number, int) and number > 0 and (self._directory(number) / STRUCTURE).exists()
+
+    def _is_running(self, number: int) -> bool:
+        build = self._own.get(number)
+        return (build is not None and build.running) or is_locked(self._directory(number) / LOCK)
+
+
+class _Build:
+    """A build on disk, for the process that makes it: locked and with an open log until it is finished."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.running = True
+        self._changing = threading.Lock()  # held while results change, here and on disk; no other is taken under it
+        self._results: dict[StepId, bytes] | None = {}  # None: on disk only
+        self._alive = locked(path / LOCK)
+        self._log = os.open(path / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o666)
+        self._logged = 0
+
+    def held(self) -> tuple[dict[StepId, bytes], bool] | None:
+        """Gives the results and whether the build is running; nothing where they are on disk only."""
+        with self._changing:
+            return None if self._results is None else (dict(self._results), self.running)
+
+    def result(self, step_id: StepId) -> bytes | None:
+        """Gives one of the results that are held."""
+        with self._changing:
+            return (self._results or {}).get(step_id)
+
+    def put(self, step_id: StepId, result: bytes) -> None:
+        with self._changing:
+            if self._results is None or not self.running:
+                self._put_late(step_id, result)
+                return
+            self._results[step_id] = result
+            self._append(json_of({step_id: result}) + b"\n")
+
+    def finish(self) -> None:
+        with self._changing:
+            if not self.running:
+                return
+            self.running = False
+            os.close(self._log)
+            try:
+                self._compact(self._results or {})
+            finally:
+                unlock(self._alive)
+                with suppress(OSError):
+                    (self.path / LOCK).unlink()
+
+    def abandon(self) -> None:
+        """Closes the files and writes nothing. A lock that another process shares stays."""
+        if self.running:
+            self.running = False
+            os.close(self._log)
+            os.close(self._alive)
+
+    def _append(self, line: bytes) -> None:
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(self._log, left) :]
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(self._log, self._logged)  # half a line may be the last one only
+            raise
+        self._logged += len(line)
+
+    def _put_late(self, step_id: StepId, result: bytes) -> None:
+        """After the end there is no log: what comes late is rare, and costs a whole state."""
+        results = self._results
+        if results is None:
+            results = {one: bytes(raw) for _, known in read_files(self.path) for one, raw in known.items()}
+        self._compact({**results, step_id: result})
+
+    def _compact(self, results: Mapping[StepId, bytes]) -> None:
+        write_whole(self.path / STATE, msgspec.json.format(json_of(results), indent=2))
+        (self.path / LOG).unlink(missing_ok=True)
+        self._results = None
+
+
+def _read_results(path: Path) -> dict[StepId, Result]:
+    results: dict[StepId, Result] = {}
+    for file, raw in read_files(path):
+        with damage_named(file):
+            results |= decoded(raw)
+    return results
+
+
+def _inherit() -> None:
+    for store in list(_stores):
+        store.inherit()
+
+
+_stores: WeakSet[DiskStore] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)

@@ -1,0 +1,132 @@
+"""The files of a build: its results as JSON, written so that a crash leaves what is whole, and locks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from rxbus.pipeline._results import StepId, step_id_of, text_of
+from rxbus.pipeline.errors import DamagedState
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOG = "build-log.jsonl"
+STATE = "build-state.json"
+
+
+def json_of(results: Mapping[StepId, bytes]) -> bytes:
+    return b"{%b}" % b",".join(b'"%b":%b' % (text_of(step_id).encode(), result) for step_id, result in results.items())
+
+
+def _raw(data: bytes) -> dict[StepId, msgspec.Raw]:
+    by_text = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    return {step_id_of(text): result for text, result in by_text.items()}
+
+
+def read_files(path: Path) -> list[tuple[Path, dict[StepId, msgspec.Raw]]]:
+    """Gives what a build's files hold, the later over the earlier. Its process may be compacting it meanwhile."""
+    state, log = path / STATE, path / LOG
+    while True:
+        before = _identity(state)
+        files = [(state, _read_state(state)), (log, _read_log(log))]
+        if _identity(state) == before:
+            return files
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read_state(path: Path) -> dict[StepId, msgspec.Raw]:
+    data = read(path)
+    with damage_named(path):
+        return _raw(data) if data is not None else {}
+
+
+def _read_log(path: Path) -> dict[StepId, msgspec.Raw]:
+    latest: dict[StepId, msgspec.Raw] = {}
+    *lines, _ = (read(path) or b"").split(b"\n")  # the rest is empty, or a line that a crash has torn
+    for number, line in enumerate(lines, 1):
+        with damage_named(path, f"line {number}: "):
+            latest |= _raw(line)
+    return latest
+
+
+def read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedState(path, str(error)) from error
+
+
+@contextmanager
+def damage_named(path: Path, where: str = "") -> Iterator[None]:
+    """Says which file it is that does not hold what was written to it."""
+    try:
+        yield
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise DamagedState(path, f"{where}{error}") from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that, whenever the process ends, the last whole version is there."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data + b"\n")
+        file.flush()
+        os.fsync(file.fileno())  # of a state: its log is deleted next
+    os.replace(temporary, path)
+
+
+# -- Locks on files: they end with the process, however it ends
+
+
+def locked(path: Path) -> int:
+    """Opens a file and locks it; waits while another has it locked."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks is as a platform without them
+                fcntl.flock(file, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def unlock(file: int) -> None:
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)  # a child that was just forked may share it
+    os.close(file)
+
+
+def is_locked(path: Path) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False
