@@ -37,8 +37,9 @@ from rxbus.pipeline._files import (
     write_whole,
 )
 from rxbus.pipeline._results import Result, StepId
-from rxbus.pipeline._store import Structure, check, decoded, first_update, known
+from rxbus.pipeline._store import Metadata, Structure, check, decoded, first_update, known
 from rxbus.pipeline.errors import PipelineClosed, UnknownBuild
+from rxbus.pipeline.topics import decode
 
 LAST_NUMBER = "last-build-number"
 METADATA = "build-metadata.json"
@@ -96,6 +97,11 @@ class DiskStore:
             raise UnknownBuild(number)
         with damage_named(path):
             return msgspec.json.decode(data, type=Structure)
+
+    def metadata(self, number: int) -> Metadata:
+        path = self.path(number) / METADATA
+        with damage_named(path):
+            return decode(read(path) or b"{}", Metadata)
 
     def path(self, number: int) -> Path:
         if not self._is_build(number):

@@ -97,7 +97,8 @@ class Pipeline:
     def retrigger(self, build_number: int, step_id: StepId) -> PipelineFinished:
         """Runs a new build that goes on from a step of an old one, and returns when it has ended.
 
-        The steps before it are not run: their old results are told again. The old build does not change.
+        It is started with what the old one was, but for what JSON cannot hold; the steps before the one that is named
+        are not run: their old results are told again. The old build does not change.
 
         Raises:
             UnknownBuild: There is no such build.
@@ -164,7 +165,7 @@ class Pipeline:
         with self._lock:
             if self._closed:
                 raise PipelineClosed
-            number = self.state.new_build(self._structure)
+            number = self.state.new_build(self._structure, args)
             build = Build(number, self.bus, self._clock, self._updates_per_second, self._home, retrigger)
             finished, _ = start_thread(partial(self._build, build, args), f"rxbus-build-{number}")
             self._builds[build] = finished
@@ -177,7 +178,7 @@ class Pipeline:
             raise UnknownStep(build_number, step_id)
         if self.state.structure(build_number) != self._structure:
             raise StructureChanged(build_number)
-        return self._start({}, Retrigger(build_number, step_id, results))
+        return self._start(self.state.args(build_number), Retrigger(build_number, step_id, results))
 
     def _build(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from rxbus import Event, EventBus, InvalidArgument
 from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._results import TIMESTAMPS, Result, StepId, without_life
-from rxbus.pipeline._store import MemoryStore, Store
+from rxbus.pipeline._store import MemoryStore, Metadata, Store
 from rxbus.pipeline._structure import StepStructure
 from rxbus.pipeline.errors import UnknownBuild
 from rxbus.pipeline.topics import (
@@ -57,19 +57,33 @@ class State:
             bus.subscribe(PIPELINE_FINISHED, name="pipeline state").subscribe(self._on_finished),
         ]
 
-    def new_build(self, structure: tuple[StepStructure, ...], metadata: dict[str, Any] | None = None) -> int:
+    def new_build(self, structure: tuple[StepStructure, ...], args: Mapping[str, Any] | None = None) -> int:
         """Makes a build and gives its number: the next one, whoever else makes builds in this home.
 
         Args:
             structure: The steps that it will run.
-            metadata: What else is to be kept with it.
+            args: What it is started with, kept for builds that go on from it.
 
         Raises:
             PipelineClosed: `close` has been called.
-            TypeError: The metadata cannot be written as JSON.
             OSError: The build cannot be written. Its number is not used again.
         """
-        return self._store.create(structure, encode(metadata or {}))
+        kept = {key: value for key, value in (args or {}).items() if _can_be_kept(key, value)}
+        lost = [str(key) for key in args or {} if key not in kept]
+        return self._store.create(structure, encode(Metadata(kept, lost)))
+
+    def args(self, build_number: int) -> dict[str, Any]:
+        """Gives what a build was started with, but for what JSON cannot hold; the log names that.
+
+        Raises:
+            UnknownBuild: There is no such build, or not any more.
+            DamagedState: It cannot be read.
+        """
+        metadata = self._store.metadata(build_number)
+        if metadata.lost_args:
+            lost = ", ".join(map(repr, metadata.lost_args))
+            logger.warning("build %d was started with %s, which JSON could not keep", build_number, lost)
+        return metadata.args
 
     def build_numbers(self) -> list[int]:
         """Gives the numbers of all builds, in rising order."""

@@ -24,6 +24,18 @@ T = TypeVar("T")
 Structure = tuple[StepStructure, ...]
 
 
+class Metadata(msgspec.Struct, frozen=True):
+    """What is kept of a build besides its steps and their results.
+
+    Attributes:
+        args: What it was started with.
+        lost_args: The names of those that JSON could not hold.
+    """
+
+    args: dict[str, Any] = {}
+    lost_args: list[str] = []
+
+
 class Store(Protocol):
     """Builds, by number. Only the store that made a build changes its results; safe to use from several threads."""
 
@@ -43,6 +55,15 @@ class Store(Protocol):
     @abstractmethod
     def structure(self, number: int) -> Structure:
         """Gives what a build was made with.
+
+        Raises:
+            UnknownBuild: There is none of that number.
+            DamagedState: It cannot be read.
+        """
+
+    @abstractmethod
+    def metadata(self, number: int) -> Metadata:
+        """Gives what else was kept with a build.
 
         Raises:
             UnknownBuild: There is none of that number.
@@ -110,7 +131,7 @@ class MemoryStore:
         self._last = 0
         self._closed = False
         self._running: set[int] = set()
-        self._structures: dict[int, Structure] = {}
+        self._made: dict[int, tuple[Structure, bytes]] = {}
         self._results: dict[int, dict[StepId, bytes]] = {}
 
     def create(self, structure: Structure, metadata: bytes) -> int:
@@ -119,7 +140,7 @@ class MemoryStore:
                 raise PipelineClosed
             self._last += 1
             self._running.add(self._last)
-            self._structures[self._last] = structure
+            self._made[self._last] = structure, metadata
             self._results[self._last] = {}
             return self._last
 
@@ -129,7 +150,12 @@ class MemoryStore:
 
     def structure(self, number: int) -> Structure:
         with self._lock:
-            return known(self._structures, number)
+            return known(self._made, number)[0]
+
+    def metadata(self, number: int) -> Metadata:
+        with self._lock:
+            data = known(self._made, number)[1]
+        return decode(data, Metadata)
 
     def path(self, number: int) -> None:
         self.structure(number)
@@ -157,7 +183,7 @@ class MemoryStore:
         with self._lock:
             for number in list(self._results)[:-keep]:
                 if number not in self._running:
-                    del self._results[number], self._structures[number]
+                    del self._results[number], self._made[number]
 
     def close(self) -> None:
         with self._lock:

@@ -215,6 +215,16 @@ def test_args_are_those_of_the_old_build(make: Make) -> None:
     assert last.args[0] == last.args[1]
 
 
+def test_a_build_that_goes_on_is_started_with_what_the_old_one_was(make: Make) -> None:
+    first, last = Sees(), Sees()
+    pipeline = make(first, last)
+    pipeline.run({"branch": "main"})
+    for build in (1, 2):
+        pipeline.retrigger(build, (2,))
+    pipeline.retrigger(3, (1,))
+    assert [args["branch"] for args in first.args + last.args] == ["main"] * 6
+
+
 def test_a_failed_step_is_repeated_until_it_succeeds(make: Make) -> None:
     results = iter(["failure", "failure", "success"])
     seen, (a, c) = ran("a", "c")

@@ -98,17 +98,26 @@ def test_a_build_keeps_its_structure(state: State) -> None:
     assert state.structure(second) == ()
 
 
-def test_metadata_that_json_cannot_hold_is_the_callers_error(state: State) -> None:
-    with pytest.raises(TypeError):
-        state.new_build((), {"by": object()})
-    assert state.build_numbers() == []
-    assert state.new_build(()) == 1
+def test_a_build_keeps_its_arguments(state: State, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = state.new_build((), {"branch": "main", "deep": {"list": (1, 2)}}), state.new_build(())
+    assert state.args(first) == {"branch": "main", "deep": {"list": [1, 2]}}
+    assert state.args(second) == {}
+    assert caplog.text == ""
+
+
+def test_arguments_that_json_cannot_hold_are_told_of_when_they_are_missed(
+    state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = state.new_build((), {"by": object(), "branch": "main"})
+    assert caplog.text == ""
+    assert state.args(number) == {"branch": "main"}
+    assert "'by'" in caplog.text
 
 
 @pytest.mark.parametrize("number", [0, -1, 2, "1", None, "../build-1"])
 def test_unknown_builds(state: State, number: Any) -> None:
     state.new_build(())
-    for ask in (state.step_results, state.structure, state.build_path):
+    for ask in (state.step_results, state.structure, state.args, state.build_path):
         with pytest.raises(UnknownBuild) as caught:
             ask(number)
         assert caught.value.build_number == number

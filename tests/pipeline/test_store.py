@@ -160,7 +160,10 @@ def test_an_ended_build_has_one_readable_file(home: Path, open_state: Any) -> No
     text = (home / "build-1" / "build-state.json").read_text("utf-8")
     assert {key: one["status"] for key, one in json.loads(text).items()} == {"1": "success", "1-2-3": "failure"}
     assert '\n    "out": "ä"' in text
-    assert json.loads((home / "build-1" / "build-metadata.json").read_text()) == {"summary": "nightly"}
+    assert json.loads((home / "build-1" / "build-metadata.json").read_text()) == {
+        "args": {"summary": "nightly"},
+        "lost_args": [],
+    }
 
 
 def test_it_is_on_disk_when_it_is_consumed(home: Path, open_state: Any) -> None:
@@ -397,6 +400,20 @@ def test_a_damaged_file_is_named(home: Path, open_state: Any, name: str, text: s
     assert state.step_results(1) == {(1,): {"status": "success"}}
     assert state.build_numbers() == [1, 2]
     assert state.new_build(()) == 3
+
+
+@pytest.mark.parametrize("text", ["[]", '{"args":[]}', '{"args":{}', "\x00"])
+def test_damaged_metadata_are_named(home: Path, open_state: Any, text: str) -> None:
+    path = build(home, 1) / _disk.METADATA
+    path.write_text(text)
+    with pytest.raises(DamagedState) as caught:
+        open_state().args(1)
+    assert caught.value.path == path
+
+
+def test_a_build_without_metadata_has_no_arguments(home: Path, open_state: Any) -> None:
+    (build(home, 1) / _disk.METADATA).unlink(missing_ok=True)
+    assert open_state().args(1) == {}
 
 
 @pytest.mark.parametrize("text", ["", "{}", '[{"step_id":["a"]}]'])
