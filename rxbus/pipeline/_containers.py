@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, wait
 from functools import partial
+from inspect import iscoroutinefunction, signature
 from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
@@ -124,7 +125,7 @@ class _Either(Container):
                 self._start_child(number, args, context).add_done_callback(ended.put)
             for _ in numbers:
                 result = ended.get().result()
-                if result["status"] == Status.SUCCESS:
+                if result["status"] == Status.SUCCESS and not context.killed:
                     return {key: value for key, value in result.items() if key not in OWN}
         finally:
             losers.throw()
@@ -133,6 +134,8 @@ class _Either(Container):
 
 class _InDirectory(Container):
     def __init__(self, path: str | PathLike[str], steps: Iterable[Step | None]) -> None:
+        if not isinstance(path, str | PathLike):
+            raise InvalidArgument(f"in_cwd is given a directory before the steps, not {path!r}")
         super().__init__("in_cwd", steps, f"in_cwd {path}")
         self._path = Path(path)
 
@@ -231,6 +234,14 @@ def _part(function: Step) -> Step:
 def _check(step: object) -> None:
     if not callable(step):
         raise InvalidArgument(f"a step is a function of arguments and context, not {step!r}")
+    if iscoroutinefunction(step) or iscoroutinefunction(getattr(step, "__call__", None)):  # noqa: B004 (its kind matters)
+        raise InvalidArgument(f"a step runs on a thread of its own, and is no coroutine function as {step!r} is")
+    try:
+        signature(step).bind({}, None)
+    except ValueError:  # it has none
+        return
+    except TypeError as error:
+        raise InvalidArgument(f"a step is called with arguments and context: {step!r} {error}") from error
 
 
 def _present(steps: Iterable[Step | None]) -> list[Step]:

@@ -83,6 +83,7 @@ class DiskStore:
                 write_whole(path / STRUCTURE, msgspec.json.format(msgspec.json.encode(structure), indent=2))
             except BaseException:
                 build.abandon()
+                shutil.rmtree(path, ignore_errors=True)
                 raise
             self._own[number] = build
         return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 
 class KillSwitch:
@@ -34,10 +35,12 @@ class KillSwitch:
     def throw(self) -> None:
         """Throws it, and all below; a second time does nothing.
 
-        All are thrown before the first call: it may take long, or raise.
+        All are thrown before the first call: it may take long, or raise, which keeps it from none of the others.
         """
-        for call in self._throw():
-            call()
+        calls = self._throw()
+        with ExitStack() as made:  # calls what is pushed whatever the others raise; the last pushed first
+            for call in reversed(calls):
+                made.callback(call)
 
     def call(self, call: Callable[[], None]) -> None:
         """Calls a function when it is thrown; at once where it has been."""

@@ -16,11 +16,11 @@ from typing import Any
 from reactivex.scheduler import EventLoopScheduler
 
 from rxbus import EventBus
-from rxbus.errors import BusClosed, InvalidArgument
+from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 from rxbus.pipeline import topics
 from rxbus.pipeline._build import Build, Retrigger, logger, publish, start_thread
 from rxbus.pipeline._containers import Container, run_in_sequence, together
-from rxbus.pipeline._results import Status, StepId
+from rxbus.pipeline._results import Status, StepId, without_life
 from rxbus.pipeline._state import State
 from rxbus.pipeline._step import Step
 from rxbus.pipeline._structure import StepStructure
@@ -58,6 +58,8 @@ class Pipeline:
         for name, number in (("max_builds", max_builds), ("updates_per_second", updates_per_second)):
             if number is not None and not number > 0:
                 raise InvalidArgument(f"{name} is None or more than 0, not {number!r}")
+        if not isinstance(steps, Iterable):
+            raise InvalidArgument(f"a pipeline is made of a list of steps, not {steps!r}")
         self._root = Container("pipeline", [step for step in steps if step is not None])
         self._structure = structure_of(self._root, ())
         self._home = None if home is None else Path(home).absolute()
@@ -81,18 +83,23 @@ class Pipeline:
     def run(self, args: Mapping[str, Any] | None = None) -> PipelineFinished:
         """Runs a build, and returns when it has ended. Not for handlers: a build may wait for them.
 
+        Nor for coroutines where `async def` handlers of the same event loop listen: they cannot go on before it
+        returns. See `start`.
+
         Raises:
-            PipelineClosed: It has been shut down.
+            As `start`.
         """
         return self.start(args).result()
 
     def start(self, args: Mapping[str, Any] | None = None) -> Future[PipelineFinished]:
-        """Starts a build on a thread of its own.
+        """Starts a build on a thread of its own. A coroutine waits with `await asyncio.wrap_future(...)`.
 
         Raises:
+            InvalidArgument: The arguments are no mapping.
             PipelineClosed: It has been shut down.
+            OSError: The build cannot be written.
         """
-        return self._start(dict(args or {}), None)[1]
+        return self._start(_arguments(args))[1]
 
     def retrigger(self, build_number: int, step_id: StepId) -> PipelineFinished:
         """Runs a new build that goes on from a step of an old one, and returns when it has ended.
@@ -104,17 +111,26 @@ class Pipeline:
             UnknownBuild: There is no such build.
             UnknownStep: It did not come to that step.
             StructureChanged: The pipeline's steps are others now.
+            InvalidArgument: It is not the id of a step.
             PipelineClosed: It has been shut down.
         """
-        return self._start_again(build_number, tuple(step_id))[1].result()
+        return self._start_again(build_number, _step_id(step_id))[1].result()
 
     def kill(self, build_number: int, step_id: StepId) -> None:
-        """Tells a step, and all below it, to end. Where it does not run, nothing happens."""
-        self.bus.publish(topics.KILL_STEP, topics.KillStep(build_number, tuple(step_id)))
+        """Tells a step, and all below it, to end. Where it does not run, nothing happens.
+
+        Raises:
+            InvalidArgument: It is not the id of a step.
+        """
+        self._kill(topics.KillStep(build_number, _step_id(step_id)))
 
     def kill_all(self) -> None:
         """Tells all steps that run to end."""
-        self.bus.publish(topics.KILL_STEP, topics.KillStep())
+        self._kill(topics.KillStep())
+
+    def _kill(self, kill: topics.KillStep) -> None:
+        with suppress(BusClosed):  # nothing runs
+            publish(self.bus, topics.KILL_STEP, kill)
 
     def shutdown(self) -> None:
         """Stops the runner, kills all builds, waits for them, and ends what belongs to the pipeline.
@@ -129,11 +145,14 @@ class Pipeline:
             with suppress(BusClosed):  # the user's, before the pipeline
                 publish(self.bus, topics.STOP_RUNNER, topics.StopRunner())
         for build in builds:
-            with suppress(BusClosed):
+            try:
                 build.kill.throw()
+            except RxBusError as error:  # it cannot be told on the bus; the steps know nevertheless
+                if not isinstance(error, BusClosed):
+                    logger.exception("a kill cannot be told")
         late = wait_for(builds.values(), self._shutdown_timeout).not_done
         if late:
-            logger.warning("%d builds have not ended within %s s", len(late), self._shutdown_timeout)
+            logger.warning("builds that have not ended within %s s: %d", self._shutdown_timeout, len(late))
         self.state.close()
         with self._lock:
             self._late = bool(self._builds)
@@ -167,13 +186,17 @@ class Pipeline:
                 raise PipelineClosed
             number = self.state.new_build(self._structure, args)
             build = Build(number, self.bus, self._clock, self._updates_per_second, self._home, retrigger)
-            finished, _ = start_thread(partial(self._build, build, args), f"rxbus-build-{number}")
+            try:
+                finished, _ = start_thread(partial(self._build, build, args), f"rxbus-build-{number}")
+            except BaseException:  # there are too many threads
+                self.state.end_build(number)
+                raise
             self._builds[build] = finished
         return number, finished
 
     def _start_again(self, build_number: int, step_id: StepId) -> tuple[int, Future[PipelineFinished]]:
         """Starts a build that goes on from a step of an old one; see `retrigger`."""
-        results = self.state.step_results(build_number)
+        results = without_life(self.state.step_results(build_number))  # of a build that runs, too
         if step_id not in results:
             raise UnknownStep(build_number, step_id)
         if self.state.structure(build_number) != self._structure:
@@ -195,7 +218,9 @@ class Pipeline:
         try:
             outputs = run_in_sequence(build, self._root, args, None)
             told = PipelineFinished(build.number, Status(together(outputs)["status"]), outputs)
-        except Exception:  # not a step's: the bus has been closed, no thread can be started
+        except RxBusError:  # the bus has been closed: nothing more can be told
+            raise
+        except BaseException:  # not a step's: no thread can be started
             logger.exception("build %d has failed", build.number)
             told = PipelineFinished(build.number, Status.FAILURE, {})
         build.wait_for_threads()
@@ -208,6 +233,18 @@ class Pipeline:
         return thread
 
 
+def _step_id(step_id: StepId) -> StepId:
+    if not isinstance(step_id, tuple | list) or not all(isinstance(number, int) for number in step_id):
+        raise InvalidArgument(f"a step id is a tuple of numbers, child first, as (2, 1), not {step_id!r}")
+    return tuple(step_id)
+
+
+def _arguments(args: Mapping[str, Any] | None) -> dict[str, Any]:
+    if args is not None and not isinstance(args, Mapping):
+        raise InvalidArgument(f"arguments are a dict, not {args!r}")
+    return dict(args or {})
+
+
 def structure_of(container: Container, parent_id: StepId) -> tuple[StepStructure, ...]:
     """What a container consists of: names and kinds, all the way down."""
     structure = []
@@ -218,5 +255,6 @@ def structure_of(container: Container, parent_id: StepId) -> tuple[StepStructure
         kind = step.kind if isinstance(step, Container) else "step"
         children = structure_of(step, step_id) if isinstance(step, Container) else ()
         name = str(getattr(step, "__name__", None) or type(step).__name__)
+        name = name.encode(errors="backslashreplace").decode()  # it may quote a file's, which need not be text
         structure.append(StepStructure(step_id, name, kind, children))
     return tuple(structure)

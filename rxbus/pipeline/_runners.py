@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from reactivex.abc import DisposableBase
 from reactivex.disposable import CompositeDisposable
 
 from rxbus import Event
+from rxbus.errors import BusClosed
 from rxbus.pipeline import topics
-from rxbus.pipeline._build import logger
+from rxbus.pipeline._build import logger, publish
 from rxbus.pipeline._pipeline import Pipeline
 from rxbus.pipeline.errors import PipelineClosed
 
 
 def start_one_run_after_another(pipeline: Pipeline) -> None:
-    """Starts a build, and the next one each time that one has ended, until `stop_runner`."""
+    """Starts a build, and the next one each time that one has ended, until `stop_runner`.
+
+    Raises:
+        PipelineClosed: The pipeline has been shut down.
+    """
     runner = _Runner(pipeline)
 
     def ended(event: Event[topics.PipelineFinished]) -> None:
@@ -31,6 +37,9 @@ def start_new_run_after_first_step_finished(pipeline: Pipeline) -> None:
     """Starts a build, and the next one each time that the first step of the last has ended, until `stop_runner`.
 
     So a first step that waits (for a commit, a trigger) starts a build each time that something has come.
+
+    Raises:
+        PipelineClosed: The pipeline has been shut down.
     """
     runner = _Runner(pipeline)
 
@@ -44,7 +53,8 @@ def start_new_run_after_first_step_finished(pipeline: Pipeline) -> None:
 
 def stop_runner(pipeline: Pipeline) -> None:
     """Starts no new builds; what runs goes on. A second call does nothing."""
-    pipeline.bus.publish(topics.STOP_RUNNER, topics.StopRunner())
+    with suppress(BusClosed):  # there is none any more
+        publish(pipeline.bus, topics.STOP_RUNNER, topics.StopRunner())
 
 
 class _Runner:
@@ -58,10 +68,13 @@ class _Runner:
     def listen(self, topic: str, ended: Callable[[Event[Any]], None]) -> None:
         """Listens, and starts the first build."""
         bus = self._pipeline.bus
-        self._attached = CompositeDisposable(
-            bus.subscribe(topics.STOP_RUNNER, name="runner").subscribe(self._stop),
-            bus.subscribe(topic, name="runner").subscribe(ended),
-        )
+        try:
+            self._attached = CompositeDisposable(
+                bus.subscribe(topics.STOP_RUNNER, name="runner").subscribe(self._stop),
+                bus.subscribe(topic, name="runner").subscribe(ended),
+            )
+        except BusClosed:
+            raise PipelineClosed from None
         self.start()
 
     def is_last(self, build_number: int) -> bool:

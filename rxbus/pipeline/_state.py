@@ -118,6 +118,13 @@ class State:
         results, running = self._store.read(build_number)
         return results if running else without_life(results)
 
+    def end_build(self, build_number: int) -> None:
+        """Ends a build: what has not ended in it is dead. Where that cannot be written, the log tells."""
+        try:
+            self._store.finish(build_number)
+        except Exception:
+            logger.exception("the end of build %d cannot be written", build_number)
+
     def close(self) -> None:
         """Takes in nothing more; builds that are running end as they are, and can still be read.
 
@@ -154,10 +161,7 @@ class State:
             logger.exception("an observer of %r has failed", STEP_RESULT_UPDATE_CONSUMED.name)
 
     def _on_finished(self, event: Event[PipelineFinished]) -> None:
-        try:
-            self._store.finish(event.payload.build_number)
-        except Exception:
-            logger.exception("the end of a build cannot be written: %r", event.payload)
+        self.end_build(getattr(event.payload, "build_number", 0))  # anybody may publish anything
         self._truncate()
 
     def _truncate(self) -> None:

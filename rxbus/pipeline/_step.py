@@ -21,6 +21,8 @@ from rxbus.pipeline._updates import Updates
 
 Args = dict[str, Any]
 
+LEAVES = (str, int, float, datetime)
+
 
 class StepContext:
     """What a step is given besides its arguments: where it stands, and how to tell how it is doing."""
@@ -34,7 +36,7 @@ class StepContext:
         self._updates = Updates(self._publish, build.updates_per_second, build.clock)
         self._children: dict[StepId, str] = {}  # how they are doing; both change under the lock of the updates
         self._statuses: Counter[str | None] = Counter()  # how many of them are doing so; None: those that were none yet
-        self._cwd: Path = Path.cwd() if parent is None else parent._cwd
+        self._cwd: Path = _working_directory() if parent is None else parent._cwd
 
     @property
     def build_number(self) -> int:
@@ -72,19 +74,19 @@ class StepContext:
         Once the body has returned, nothing happens.
 
         Raises:
-            InvalidArgument: A value is none that JSON can hold.
+            InvalidArgument: A value is none that JSON can hold, or the status is none.
         """
-        _check(fields)
-        self._updates.change(lambda result: _waiting({**result, **fields}))
+        told = _checked(fields)
+        self._updates.change(lambda result: _waiting({**result, **told}))
 
     def replace(self, result: Mapping[str, Any]) -> None:
         """Tells an intermediate result, in place of all that was told before; that a kill came in stays.
 
         Raises:
-            InvalidArgument: A value is none that JSON can hold.
+            InvalidArgument: A value is none that JSON can hold, or the status is none.
         """
-        _check(result)
-        self._updates.change(lambda before: _waiting({**_of_the_kill(before), "status": Status.RUNNING, **result}))
+        told = _checked(result)
+        self._updates.change(lambda before: _waiting({**_of_the_kill(before), "status": Status.RUNNING, **told}))
 
     def _publish(self, result: Result) -> None:
         self._build.publish(
@@ -133,7 +135,7 @@ def _run(build: Build, step: Step, step_id: StepId, args: Args, parent: StepCont
     context = StepContext(build, step_id, parent)
     listening = build.bus.subscribe(topics.KILL_STEP, name=f"kill of step {step_id}").subscribe(context._on_kill_event)
     try:
-        context._updates.change(lambda result: {"status": Status.RUNNING})
+        context._updates.begin({"status": Status.RUNNING})
         context._kill.call(context._on_kill)
         build.publish(topics.STEP_STARTED, topics.StepStarted(build.number, step_id))
         returned = _body(step, args, context)
@@ -157,21 +159,26 @@ def _body(step: Step, args: Args, context: StepContext) -> Any:
 
 def _final(gathered: Result, returned: Any) -> Result:
     """What a step told, overlaid by what it has returned; a failure where that makes no sense."""
+    try:
+        return _overlaid(gathered, returned)
+    except BaseException as error:  # of an object of the step's, that was only looked at
+        return _failed(gathered, "".join(traceback.format_exception(error)))
+
+
+def _overlaid(gathered: Result, returned: Any) -> Result:
     if isinstance(returned, BaseException):
         return _failed(gathered, "".join(traceback.format_exception(returned)))
     if not isinstance(returned, dict):
         return _failed(gathered, f"step did not return a result, but {brief(returned)}")
-    result = {**gathered, **returned}
-    if faults := _faults(result):
-        kept = {key: value for key, value in result.items() if key not in faults}
-        return _failed(kept, "\n".join(faults.values()))
-    if "status" not in returned:
+    copy, faults = _stored(returned)
+    result = {**gathered, **copy}
+    if faults:
+        return _failed(result, "\n".join(faults.values()))
+    if "status" not in copy:
         return _failed(result, "step did not return any status!")
-    try:
-        result["status"] = Status(result["status"])
-    except ValueError:
-        return _failed(result, f"step returned an unknown status: {brief(result['status'])}")
-    return _waiting(result)
+    if copy["status"] not in list(Status):
+        return _failed(result, f"step returned an unknown status: {brief(copy['status'])}")
+    return _waiting({**result, "status": Status(copy["status"])})
 
 
 def _failed(result: Result, why: str) -> Result:
@@ -202,42 +209,68 @@ def _of_the_kill(result: Result) -> Result:
     return {"received_kill": True} if result.get("received_kill") else {}
 
 
-def _check(fields: Mapping[str, Any]) -> None:
-    if faults := _faults(fields):
+class _Unstorable(Exception):
+    """JSON cannot hold it."""
+
+
+def _checked(fields: Mapping[str, Any]) -> Result:
+    """Gives a copy of an intermediate result.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    copy, faults = _stored(fields)
+    if "status" in copy and copy["status"] not in list(Status):
+        faults["status"] = f"unknown status: {brief(copy['status'])}"
+    if faults:
         raise InvalidArgument("\n".join(faults.values()))
+    return copy
 
 
-def _faults(result: Mapping[Any, Any]) -> dict[Any, str]:
-    """Says of each key that holds it, or is it, what JSON cannot hold."""
-    faults = {}
-    for key, value in result.items():
+def _stored(result: Mapping[Any, Any]) -> tuple[Result, dict[Any, str]]:
+    """Gives a copy of what JSON can hold of a result, so that nobody changes what was told; says why of the rest."""
+    copy: Result = {}
+    faults: dict[Any, str] = {}
+    for key, value in list(result.items()):
+        name = key if isinstance(key, str) else brief(key)
         try:
-            reason = _unstorable({key: value})
+            copy |= _copied({key: value})
+        except _Unstorable as error:
+            faults[key] = f"{name}: JSON cannot hold {error}"
         except RecursionError:
-            reason = "what is nested so deeply"
-        if reason is not None:
-            faults[key] = f"{key if isinstance(key, str) else brief(key)}: JSON cannot hold {reason}"
-    return faults
+            faults[key] = f"{name}: JSON cannot hold what is nested so deeply"
+    return copy, faults
 
 
-def _unstorable(value: Any, by_step: bool = False) -> str | None:
-    """Names what JSON cannot hold in a value, which may be by step; None where it can hold all."""
+def _copied(value: Any, by_step: bool = False) -> Any:
+    """Gives a copy of a value, which may be by step.
+
+    Raises:
+        _Unstorable: JSON cannot hold it; names what it is.
+    """
     if isinstance(value, dict):
-        for key, one in value.items():
+        copy = {}
+        for key, one in list(value.items()):
             if not (isinstance(key, str) and _encodes(key)) and not (by_step and _is_step_id(key)):
-                return f"the key {brief(key)}"
-            if reason := _unstorable(one, key == "outputs"):
-                return reason
-        return None
-    if isinstance(value, list | tuple):
-        return next((reason for one in value if (reason := _unstorable(one))), None)
-    if isinstance(value, float) and not isfinite(value):  # would come back as None
-        return brief(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:  # would come back as a float
-        return brief(value)
-    if value is None or (isinstance(value, str | int | float | datetime) and _encodes(value)):
-        return None
-    return brief(value)
+                raise _Unstorable(f"the key {brief(key)}")
+            copy[key] = _copied(one, key == "outputs")
+        return copy
+    if isinstance(value, list):
+        return [_copied(one) for one in value]
+    if isinstance(value, tuple):
+        return tuple(_copied(one) for one in value)
+    endless = isinstance(value, float) and not isfinite(value)  # would come back as None
+    too_big = isinstance(value, int) and not -(2**63) <= value < 2**64  # would come back as a float
+    if endless or too_big or not (value is None or (isinstance(value, LEAVES) and _encodes(value))):
+        raise _Unstorable(brief(value))
+    return value
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # it has been removed: whoever needs it will tell
+        return Path()
 
 
 def _encodes(value: Any) -> bool:

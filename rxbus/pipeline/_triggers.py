@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +12,10 @@ from rxbus import Event, EventBus
 from rxbus.pipeline import topics
 from rxbus.pipeline._results import Result, Status
 from rxbus.pipeline._step import Args, Step, StepContext
+
+LOOK = 0.5  # seconds from one look for a kill to the next
+
+Answer = topics.ManualTriggerReceived | None  # None: a kill
 
 
 def wait_for_manual_trigger(args: Args, ctx: StepContext) -> Result:
@@ -37,9 +42,18 @@ def post_trigger(bus: EventBus, trigger_id: str, parameters: Mapping[str, Any] |
     bus.publish(topics.MANUAL_TRIGGER_RECEIVED, received)
 
 
+def _next(answers: SimpleQueue[Answer], ctx: StepContext) -> Answer:
+    """Waits for an answer, or a kill; also looks for one, since whoever kills may be interrupted before it tells."""
+    while True:
+        with suppress(Empty):
+            return answers.get(timeout=LOOK)
+        if ctx.killed:
+            return None
+
+
 def _wait(ctx: StepContext) -> Result:
     trigger_id = str(uuid4())
-    answers: SimpleQueue[topics.ManualTriggerReceived | None] = SimpleQueue()  # None: a kill
+    answers: SimpleQueue[Answer] = SimpleQueue()
 
     def hear(event: Event[topics.ManualTriggerReceived]) -> None:
         if event.payload.trigger_id == trigger_id:
@@ -49,7 +63,7 @@ def _wait(ctx: StepContext) -> Result:
     try:
         ctx._kill.call(lambda: answers.put(None))
         ctx.update(trigger_id=trigger_id, status=Status.WAITING, out="Waiting for trigger...")
-        answer = answers.get()
+        answer = _next(answers, ctx)
     finally:
         attached.dispose()
     if answer is None:

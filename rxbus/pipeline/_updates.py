@@ -50,6 +50,14 @@ class Updates:
         with self._idle:
             return dict(self._result)
 
+    def begin(self, first: Result) -> None:
+        """Publishes the state before all changes. Sampling begins after it, so the first change is told at once."""
+        with self._idle:
+            self._put(first)
+        self._go_on()
+        with self._idle:
+            self._due = 0.0
+
     def change(self, change: Callable[[Result], Result]) -> None:
         """Changes the result; nothing happens where it stays the very same, or is closed."""
         with self._idle:

@@ -379,6 +379,21 @@ def test_either_killed(make: Make) -> None:
     assert build.result(PATIENCE).outputs == {(1,): {"status": "killed", "received_kill": True}}
 
 
+def test_either_killed_whose_child_succeeds_nevertheless(make: Make) -> None:
+    started = threading.Event()
+
+    def tidy(args: Any, ctx: StepContext) -> Any:
+        started.set()
+        assert ctx.wait_killed(PATIENCE)
+        return {"status": "success"}
+
+    pipeline = make(either(tidy))
+    build = pipeline.start()
+    assert started.wait(PATIENCE)
+    pipeline.kill(1, (1,))
+    assert build.result(PATIENCE).status == "killed"
+
+
 def test_either_whose_child_is_killed_goes_on(make: Make) -> None:
     started, gone = threading.Event(), threading.Event()
 

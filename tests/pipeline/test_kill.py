@@ -41,6 +41,16 @@ def test_a_switch_throws_those_below_whenever_they_come() -> None:
     assert late.wait()
 
 
+def test_a_call_that_raises_keeps_it_from_none_of_the_others() -> None:
+    switch, calls = KillSwitch(), []
+    switch.call(lambda: calls.append(1))
+    switch.call(lambda: [][0])
+    KillSwitch(switch).call(lambda: calls.append(2))
+    with pytest.raises(IndexError):
+        switch.throw()
+    assert calls == [1, 2]
+
+
 def test_a_switch_calls_once() -> None:
     switch, calls = KillSwitch(), []
     switch.call(lambda: calls.append("early"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import Any
 
 import pytest
 
-from rxbus import BusClosed, EventBus, InvalidArgument, PublishError
+from rxbus import BusClosed, EventBus, InvalidArgument
 from rxbus.pipeline import (
     Pipeline,
     PipelineClosed,
     PipelineFinished,
     StepContext,
+    alias,
     either,
     failed_steps,
+    in_cwd,
     in_parallel,
     run,
+    shell,
+    start_new_run_after_first_step_finished,
     start_one_run_after_another,
     stop_runner,
     topics,
@@ -154,16 +159,79 @@ def test_no_thread_for_a_build(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
     assert pipeline.run().status == "success"
 
 
-def test_a_working_directory_that_is_gone_fails_the_build(
+def test_a_working_directory_that_is_gone_is_no_matter_for_who_does_not_need_it(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = make(ok())
+    pipeline = make(ok(), shell("true"))
     book = Book(pipeline.bus)
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert pipeline.start().result(PATIENCE).status == "failure"
-    assert book.lines()[-1] == ("ended", "failure")
+    finished = pipeline.start().result(PATIENCE)
+    assert [result["status"] for result in finished.outputs.values()] == ["success", "success"]
+    assert book.lines()[-1] == ("ended", "success")
+
+
+# -- Bad input
+
+
+def test_what_is_no_list_of_steps(make: Make) -> None:
+    with pytest.raises(InvalidArgument, match="a list of steps"):
+        Pipeline(ok())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step_id", [1, "1", None, ("1",), (1.5,)])
+def test_what_is_no_step_id(make: Make, step_id: Any) -> None:
+    pipeline = make(ok())
+    pipeline.run()
+    for call in (pipeline.kill, pipeline.retrigger):
+        with pytest.raises(InvalidArgument, match="a step id is a tuple of numbers"):
+            call(1, step_id)
+
+
+def test_what_are_no_arguments(make: Make) -> None:
+    for call in (make(ok()).run, make(ok()).start):
+        with pytest.raises(InvalidArgument, match="arguments are a dict"):
+            call("x")  # type: ignore[arg-type]
+
+
+def test_a_directory_forgotten() -> None:
+    with pytest.raises(InvalidArgument, match="a directory before the steps"):
+        in_cwd(ok(), ok())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_a_name_that_is_no_text(make: Make, tmp_path: Path, home: bool) -> None:
+    pipeline = make(alias("\udcff", shell(f"true {os.fsdecode(bytes([255]))}")), home=tmp_path if home else None)
+    assert pipeline.run().status == "success"
+    (step,) = pipeline.state.structure(1)
+    assert (step.name, step.children[0].name) == ("\\udcff", "shell: true \\udcff")
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_build_running(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pipeline = make(ok())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            pipeline.start()
+    assert pipeline.state.step_results(1) == {}
+    assert not pipeline.state._store.read(1)[1]
+    assert pipeline.run().build_number == 2
+
+
+def test_nothing_can_be_killed_or_stopped_after_the_end(make: Make) -> None:
+    pipeline = make(ok())
+    pipeline.run()
+    pipeline.shutdown()
+    pipeline.kill(1, (1,))
+    pipeline.kill_all()
+    stop_runner(pipeline)
+    for start in (start_one_run_after_another, start_new_run_after_first_step_finished):
+        with pytest.raises(PipelineClosed):
+            start(pipeline)
 
 
 # -- Its end
@@ -282,8 +350,8 @@ def test_subscribers_that_raise_do_not_keep_it_from_ending(error: BaseException)
     pipeline.bus.subscribe(">").subscribe(fail)
     build = pipeline.start()
     assert started.wait(PATIENCE)
-    with pytest.raises((PublishError, SystemExit)):  # these are the caller's to know
-        stop_runner(pipeline)
+    stop_runner(pipeline)
+    pipeline.kill_all()
     pipeline.shutdown()
     assert build.result(0).status == "killed"
     with pytest.raises(BusClosed):

@@ -226,7 +226,7 @@ def test_a_state_that_cannot_be_written_whole_leaves_the_log(
         (home / f"build-{number}" / "build-state.json.tmp").mkdir()
     finish(state, ended)
     state.close()
-    assert "the end of a build cannot be written" in caplog.text
+    assert "the end of build 1 cannot be written" in caplog.text
     assert "cannot be written as a whole; its log stays" in caplog.text
     for reader in (state, open_state()):
         for number in (ended, closed):

@@ -28,6 +28,22 @@ def trigger_ids(pipeline: Pipeline) -> SimpleQueue[str]:
     return ids
 
 
+def test_a_kill_that_is_interrupted_ends_it_nevertheless(make: Make) -> None:
+    pipeline = make(wait_for_manual_trigger)
+    ids = trigger_ids(pipeline)
+
+    def interrupted(event: Any) -> None:
+        if event.payload.step_result.get("received_kill"):
+            raise KeyboardInterrupt
+
+    build = pipeline.start()
+    ids.get(timeout=PATIENCE)
+    pipeline.bus.subscribe(topics.STEP_RESULT_UPDATED).subscribe(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.kill_all()
+    assert build.result(PATIENCE).status == "killed"
+
+
 @pytest.mark.parametrize("per_second", [None, 20])
 def test_it_waits_for_its_trigger(make: Make, per_second: float | None) -> None:
     pipeline = make(wait_for_manual_trigger, updates_per_second=per_second)
