@@ -93,7 +93,7 @@ class Listener:
 
 def sockets(home: Path) -> list[Path]:
     """Gives the sockets in a home; some may be what a crash has left."""
-    return sorted(home.glob(PATTERN))
+    return sorted(path for path in home.glob(PATTERN) if path.is_socket() or path.is_symlink())
 
 
 def ask(path: Path, request: bytes) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, wait
@@ -15,6 +14,7 @@ from typing import Any
 
 from rxbus.errors import InvalidArgument
 from rxbus.pipeline._build import Build, Role
+from rxbus.pipeline._files import WORKSPACE_NAME, remove_tree
 from rxbus.pipeline._kill import KillSwitch
 from rxbus.pipeline._results import OWN, Result, Status, StepId, all_must_succeed, merged, text_of
 from rxbus.pipeline._step import Args, Step, StepContext, run_step
@@ -147,13 +147,13 @@ class _InDirectory(Container):
 class _InWorkspace(Container):
     def __call__(self, args: Args, context: StepContext) -> Result:
         home = context._build.home
-        prefix = f"workspace-{context.build_number}-{text_of(context.step_id)}-"
+        prefix = WORKSPACE_NAME.format(context.build_number, text_of(context.step_id))
         workspace = tempfile.mkdtemp(prefix=prefix, dir=home)
         context._cwd = Path(workspace)
         try:
             return super().__call__(args, context)
         finally:
-            shutil.rmtree(workspace, ignore_errors=True)
+            remove_tree(Path(workspace))
 
 
 class _Junction(Container):

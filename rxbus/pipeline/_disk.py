@@ -27,18 +27,24 @@ import msgspec
 from rxbus.pipeline._files import (
     LOG,
     STATE,
+    WORKSPACE_NAME,
+    compact,
     damage_named,
+    is_free,
     is_locked,
     json_of,
     locked,
+    open_log,
     read,
     read_files,
+    read_latest,
+    remove_tree,
     unlock,
     write_whole,
 )
 from rxbus.pipeline._results import Result, StepId
 from rxbus.pipeline._store import Metadata, Structure, check, decoded, first_update, known
-from rxbus.pipeline.errors import PipelineClosed, UnknownBuild
+from rxbus.pipeline.errors import DamagedState, PipelineClosed, UnknownBuild
 from rxbus.pipeline.topics import decode
 
 LAST_NUMBER = "last-build-number"
@@ -47,7 +53,10 @@ STRUCTURE = "pipeline-structure.json"
 LOCK = "build.lock"
 REMOVED = ".rxbus-removed-"
 
-BINARY = getattr(os, "O_BINARY", 0)  # Windows would write other ends of lines
+SHORT = 1 << 20  # bytes of a log that are not worth compacting
+GROWTH = 4  # how many times longer than the whole state a log may grow
+
+WORKSPACE = re.compile(WORKSPACE_NAME.format("([1-9][0-9]*)", "[0-9-]+") + ".*")
 DIRECTORY = re.compile("build-([1-9][0-9]*)")
 
 logger = logging.getLogger("rxbus.pipeline")
@@ -148,6 +157,27 @@ class DiskStore:
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)
 
+    def tidy(self) -> None:
+        """Does what processes have left undone that did not end well: builds they ran, or made by half, and workspaces.
+
+        Only where it is certain that they have ended: without locks on files it is not.
+        """
+        if not self._directories():
+            return
+        with self._alone():
+            for number in self._directories():
+                path = self._directory(number)
+                if not is_free(path / LOCK):
+                    continue
+                if self._is_build(number):
+                    _finish_dead(path)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+            for workspace in self._home.glob("workspace-*"):
+                match = WORKSPACE.fullmatch(workspace.name)
+                if match and not (self._directory(int(match[1])) / LOCK).exists():
+                    remove_tree(workspace)
+
     def close(self) -> None:
         with self._making:
             self._closed = True
@@ -177,10 +207,10 @@ class DiskStore:
 
     def _new_directory(self, counter: int) -> int:
         noted = os.read(counter, 100).strip()
-        number = max([int(noted) if noted.isdigit() else 0, *self._directories()])
+        number = max([int(noted) if noted.isdigit() else 0, *self.numbers()])
         while True:
             number += 1
-            with suppress(FileExistsError):  # something foreign, or a process that has no locks
+            with suppress(FileExistsError):  # something foreign, or half a build, or a process that has no locks
                 self._directory(number).mkdir()
                 break
         text = b"%d\n" % number
@@ -197,7 +227,7 @@ class DiskStore:
             logger.exception("build %s cannot be removed", number)
 
     def _directories(self) -> list[int]:
-        """The numbers that are taken by builds, or by what a crash has left of one."""
+        """The numbers of builds, and of what is called as they are."""
         with os.scandir(self._home) as entries:
             found = [(DIRECTORY.fullmatch(entry.name), entry) for entry in entries]
             return [int(match[1]) for match, entry in found if match and entry.is_dir(follow_symlinks=False)]
@@ -206,7 +236,10 @@ class DiskStore:
         return self._home / f"build-{number}"
 
     def _is_build(self, number: int) -> bool:
-        return isinstance(number, int) and number > 0 and (self._directory(number) / STRUCTURE).exists()
+        try:
+            return isinstance(number, int) and number > 0 and (self._directory(number) / STRUCTURE).exists()
+        except PermissionError:  # reading it will tell
+            return True
 
     def _is_running(self, number: int) -> bool:
         build = self._own.get(number)
@@ -222,8 +255,9 @@ class _Build:
         self._changing = threading.Lock()  # held while results change, here and on disk; no other is taken under it
         self._results: dict[StepId, bytes] | None = {}  # None: on disk only
         self._alive = locked(path / LOCK)
-        self._log = os.open(path / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o666)
+        self._log = open_log(path / LOG)
         self._logged = 0
+        self._most = SHORT  # how long the log may grow until it is compacted
 
     def held(self) -> tuple[dict[StepId, bytes], bool] | None:
         """Gives the results and whether the build is running; nothing where they are on disk only."""
@@ -242,6 +276,8 @@ class _Build:
                 return
             self._results[step_id] = result
             self._append(json_of({step_id: result}) + b"\n")
+            if self._logged > self._most:
+                self._begin_log_anew(self._results)
 
     def finish(self) -> None:
         with self._changing:
@@ -274,17 +310,44 @@ class _Build:
             raise
         self._logged += len(line)
 
+    def _begin_log_anew(self, results: Mapping[StepId, bytes]) -> None:
+        """Writes the whole, and goes on with an empty log: every update holds all of a step's result, so logs grow.
+
+        As much is logged until the next time as takes many times longer to write than the whole, so the cost of an
+        update does not depend on how many there have been. Readers that have the old log open see the same in it.
+        """
+        self._most = GROWTH * max(self._logged, SHORT)  # should it fail, it is tried again later
+        new = self.path / (LOG + ".tmp")
+        try:
+            data = msgspec.json.format(json_of(results), indent=2)
+            write_whole(self.path / STATE, data)
+            log = open_log(new)
+        except OSError:
+            logger.exception("the log of %s cannot be compacted", self.path)
+            return
+        os.replace(new, self.path / LOG)
+        os.close(self._log)
+        self._log, self._logged, self._most = log, 0, max(GROWTH * len(data), SHORT)
+
     def _put_late(self, step_id: StepId, result: bytes) -> None:
         """After the end there is no log: what comes late is rare, and costs a whole state."""
         results = self._results
         if results is None:
-            results = {one: bytes(raw) for _, known in read_files(self.path) for one, raw in known.items()}
+            results = read_latest(self.path)
         self._compact({**results, step_id: result})
 
     def _compact(self, results: Mapping[StepId, bytes]) -> None:
-        write_whole(self.path / STATE, msgspec.json.format(json_of(results), indent=2))
-        (self.path / LOG).unlink(missing_ok=True)
+        compact(self.path, results)
         self._results = None
+
+
+def _finish_dead(path: Path) -> None:
+    """Compacts what a process has left of a build that it ran."""
+    try:
+        compact(path, read_latest(path))
+        (path / LOCK).unlink()
+    except (DamagedState, OSError):
+        logger.exception("what is left of %s stays as it is", path)
 
 
 def _read_results(path: Path) -> dict[StepId, Result]:

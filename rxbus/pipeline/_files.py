@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,11 @@ except ImportError:  # not on Windows
 
 LOG = "build-log.jsonl"
 STATE = "build-state.json"
+WORKSPACE_NAME = "workspace-{}-{}-"  # of a build and a step
+
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would write other ends of lines
+
+logger = logging.getLogger("rxbus.pipeline")
 
 
 def json_of(results: Mapping[StepId, bytes]) -> bytes:
@@ -38,6 +46,22 @@ def read_files(path: Path) -> list[tuple[Path, dict[StepId, msgspec.Raw]]]:
         files = [(state, _read_state(state)), (log, _read_log(log))]
         if _identity(state) == before:
             return files
+
+
+def read_latest(path: Path) -> dict[StepId, bytes]:
+    """Gives the latest results, as JSON."""
+    return {step_id: bytes(raw) for _, known in read_files(path) for step_id, raw in known.items()}
+
+
+def open_log(path: Path) -> int:
+    """Opens a log that is appended to."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o666)
+
+
+def compact(path: Path, results: Mapping[StepId, bytes]) -> None:
+    """Writes all results as one file, instead of the log."""
+    write_whole(path / STATE, msgspec.json.format(json_of(results), indent=2))
+    (path / LOG).unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -91,6 +115,20 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+def remove_tree(path: Path) -> None:
+    """Removes a directory, what is write-protected in it too; gone already is no error, and what stays is logged."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.exists():
+        return
+    for directory, names, _ in os.walk(path):
+        for name in names:  # before they are looked into
+            with suppress(OSError):
+                Path(directory, name).chmod(stat.S_IRWXU)
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        logger.warning("%s cannot be removed", path)
+
+
 # -- Locks on files: they end with the process, however it ends
 
 
@@ -112,6 +150,23 @@ def unlock(file: int) -> None:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_UN)  # a child that was just forked may share it
     os.close(file)
+
+
+def is_free(path: Path) -> bool:
+    """Whether it is certain that no process has it locked: False where it is not there, or locks do not work."""
+    if fcntl is None:
+        return False
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
 
 
 def is_locked(path: Path) -> bool:

@@ -17,7 +17,7 @@ from rich.tree import Tree
 from rxbus import Event
 from rxbus.errors import RxBusError
 from rxbus.pipeline import topics
-from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId, all_must_succeed, text_of, unified
+from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId, all_must_succeed, is_time, text_of, unified
 from rxbus.pipeline._structure import StepStructure
 
 LOOKS: dict[str | None, tuple[str, str]] = {  # of a status: a symbol, for those who see no colours, and a colour
@@ -109,7 +109,7 @@ def times_of(results: Iterable[Result]) -> tuple[datetime | None, float | None]:
     begins, ends = [], []
     for result in results:
         begin, end = (result.get(key) for key in TIMESTAMPS)
-        if isinstance(begin, datetime) and isinstance(end, datetime):
+        if is_time(begin) and is_time(end):
             begins.append(begin)
             ends.append(datetime.now(UTC) if result.get("status") in (Status.RUNNING, Status.WAITING) else end)
     if not begins:

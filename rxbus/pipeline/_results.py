@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from rxbus.pipeline.topics import PipelineFinished
@@ -47,6 +48,11 @@ def step_id_of(text: str) -> StepId:
     if not STEP_ID.fullmatch(text):
         raise ValueError(f"{text!r} is no step: steps are written child first, as 2-1")
     return tuple(map(int, text.split("-")))
+
+
+def is_time(value: object) -> TypeGuard[datetime]:
+    """Whether it can be compared with other times: not where it has no time zone."""
+    return isinstance(value, datetime) and value.tzinfo is not None
 
 
 def is_below(step_id: StepId, ancestor: StepId) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rxbus import Event, EventBus, InvalidArgument
 from rxbus.pipeline._disk import DiskStore
-from rxbus.pipeline._results import TIMESTAMPS, Result, StepId, without_life
+from rxbus.pipeline._results import TIMESTAMPS, Result, StepId, is_time, without_life
 from rxbus.pipeline._store import MemoryStore, Metadata, Store
 from rxbus.pipeline._structure import StepStructure
 from rxbus.pipeline.errors import UnknownBuild
@@ -51,7 +51,7 @@ class State:
             raise InvalidArgument(f"max_builds is at least 1, not {max_builds!r}")
         self._bus = bus
         self._max_builds = max_builds
-        self._store: Store = MemoryStore() if home is None else DiskStore(home)
+        self._store: Store = MemoryStore() if home is None else _opened(home)
         self._attached = [
             bus.subscribe(STEP_RESULT_UPDATED, name="pipeline state").subscribe(self._on_update),
             bus.subscribe(PIPELINE_FINISHED, name="pipeline state").subscribe(self._on_finished),
@@ -173,6 +173,15 @@ class State:
             logger.exception("old builds cannot be removed")
 
 
+def _opened(home: Path) -> DiskStore:
+    store = DiskStore(home)
+    try:
+        store.tidy()
+    except OSError:  # it can be read nevertheless
+        logger.exception("what crashed processes have left in %s stays", home)
+    return store
+
+
 def _encoded(update: StepResultUpdated, times: Mapping[str, datetime]) -> bytes:
     """Gives a result, with its times, as JSON; leaves out what JSON cannot hold, or what could not be read back."""
     result = {key: value for key, value in update.step_result.items() if not _is_no_time(key, value)}
@@ -187,7 +196,7 @@ def _encoded(update: StepResultUpdated, times: Mapping[str, datetime]) -> bytes:
 
 
 def _is_no_time(key: str, value: Any) -> bool:
-    return key in TIMESTAMPS and not isinstance(value, datetime)
+    return key in TIMESTAMPS and not is_time(value)
 
 
 def _can_be_kept(key: str, value: Any) -> bool:

@@ -111,6 +111,8 @@ MANUAL_TRIGGER_RECEIVED = Topic("manual-trigger-received", ManualTriggerReceived
 KILL_STEP = Topic("kill-step", KillStep)
 STOP_RUNNER = Topic("stop-runner", StopRunner)
 
+RESULTS = ("step_result", "final_result")  # fields of payloads
+
 T = TypeVar("T")
 
 
@@ -130,7 +132,9 @@ def decode(data: bytes | str, kind: type[T]) -> T:
     Raises:
         msgspec.DecodeError: It is not JSON, or not of that kind.
     """
-    return msgspec.convert(_rich(msgspec.json.decode(data)), kind, str_keys=False)
+    value = msgspec.json.decode(data)
+    payload = isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict)
+    return msgspec.convert(_payload(value) if payload else _result(value), kind, str_keys=False)
 
 
 def _plain(value: Any) -> Any:
@@ -152,15 +156,17 @@ def _base(value: Any) -> Any:
     raise TypeError(f"JSON has nothing for a {type(value).__name__}")
 
 
-def _rich(value: Any) -> Any:
-    """Undoes `_plain`: step ids and times stand under keys of known names."""
-    if isinstance(value, list):
-        return [_rich(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    rich = {key: _rich(one) for key, one in value.items()}
-    if isinstance(rich.get("outputs"), dict):
-        rich["outputs"] = {_step_id(key): one for key, one in rich["outputs"].items()}
+def _payload(fields: dict[str, Any]) -> dict[str, Any]:
+    """Undoes `_plain` for a payload."""
+    rich = {key: _result(one) if key in RESULTS else one for key, one in fields.items()}
+    return {**rich, "outputs": _by_step(rich["outputs"])} if "outputs" in rich else rich
+
+
+def _result(result: Any) -> Any:
+    """Undoes `_plain` for a step's result, and those of the steps in it; what a step calls so of its own stays."""
+    if not isinstance(result, dict):
+        return result
+    rich = {**result, "outputs": _by_step(result["outputs"])} if "outputs" in result else dict(result)
     for key in TIMESTAMPS:
         if isinstance(rich.get(key), str):
             with suppress(ValueError):  # somebody's own
@@ -168,8 +174,10 @@ def _rich(value: Any) -> Any:
     return rich
 
 
-def _step_id(key: str | StepId) -> StepId | str:
+def _by_step(outputs: Any) -> Any:
+    if not isinstance(outputs, dict) or not all(isinstance(one, dict) for one in outputs.values()):
+        return outputs
     try:
-        return key if isinstance(key, tuple) else step_id_of(key)
-    except ValueError:  # somebody's own "outputs"
-        return key
+        return {step_id_of(key): _result(one) for key, one in outputs.items()}
+    except ValueError:  # somebody's own
+        return outputs

@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rxbus.pipeline import PipelineFinished, Status, StepId, failed_steps, flatten_outputs
-from rxbus.pipeline._results import all_must_succeed, is_below, merged, unified
+from rxbus.pipeline._results import all_must_succeed, is_below, merged, step_id_of, text_of, unified
+from tests.pipeline.recording import bad, ok
 
 
 def test_a_status_equals_its_string() -> None:
@@ -115,3 +118,22 @@ def test_what_a_step_calls_outputs_itself_is_no_container(own: object) -> None:
     outputs: dict[StepId, dict[str, Any]] = {(1,): {"status": "failure", "outputs": own}}
     assert flatten_outputs(outputs) == outputs
     assert failed_steps(PipelineFinished(1, Status.FAILURE, outputs)) == [(1,)]
+
+
+def test_outputs_of_a_steps_own_are_no_steps(make: Any) -> None:
+    pipeline = make(ok(outputs={"1": "a.whl"}), bad())
+    finished = pipeline.run()
+    assert failed_steps(finished) == [(2,)]
+    assert failed_steps(pipeline.retrigger(1, (2,))) == [(2,)]
+    assert pipeline.state.step_results(2)[(1,)]["outputs"] == {"1": "a.whl"}
+
+
+@pytest.mark.parametrize("text", ["", "1-", "-1", "01", "1.2", "one", "\uff11", "1_0", " 1"])
+def test_what_is_no_step_id(text: str) -> None:
+    with pytest.raises(ValueError, match="is no step"):
+        step_id_of(text)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1).map(tuple))
+def test_step_ids_as_text(step_id: tuple[int, ...]) -> None:
+    assert step_id_of(text_of(step_id)) == step_id

@@ -237,7 +237,7 @@ def test_what_nobody_runs_is_dead(bus: EventBus, state: State) -> None:
         (3,): {"status": "killed"},
         (4,): {"status": "unknown"},
         (5,): {"status": "dead", "outputs": {(1, 5): {"status": "dead"}, (2, 5): {"status": "success"}}},
-        (6,): {"status": "failure", "outputs": {(1,): 5, "host": {"status": "running"}}},
+        (6,): {"status": "failure", "outputs": {"1": 5, "host": {"status": "running"}}},
     }
     assert state.step_results(closed)[1,]["status"] == "running"
     state.close()
@@ -429,6 +429,12 @@ def test_everything_is_equal_after_a_restart(bus: EventBus, open_state: Open, tm
     assert again.structure(ended) == STRUCTURE
     assert again.build_numbers() == [ended, unfinished]
     assert again.new_build(()) == unfinished + 1
+
+
+def test_times_without_a_zone_are_none(bus: EventBus, state: State) -> None:
+    number = state.new_build(())
+    update(bus, number, (1,), status="success", first_updated_at=datetime(2020, 1, 1))
+    assert state.step_results(number)[1,]["first_updated_at"].tzinfo is not None
 
 
 # -- Errors

@@ -257,11 +257,13 @@ def expected(count: int) -> dict[StepId, Result]:
     return results
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_prefix(start: Start, open_state: Any) -> None:
+@pytest.mark.parametrize("before", ["", "from rxbus.pipeline import _disk; _disk.SHORT = 300\n"])
+def test_a_kill_at_any_moment_leaves_a_whole_prefix(start: Start, open_state: Any, before: str) -> None:
+    """Also where logs are compacted all the time."""
     moments = random.Random(20240229)
     highest = 0
     for _ in range(KILLS):
-        process = start(WRITER, 4)
+        process = start(before + WRITER, 4)
         said = [line(process) for _ in range(moments.randrange(1, 60))]
         said += kill(process)
         acknowledged = {int(number): int(count) for number, count in map(str.split, said)}
@@ -288,6 +290,136 @@ def test_what_a_kill_has_left_is_cleared_away(home: Path, open_state: Any) -> No
     assert [path.name for path in home.iterdir() if path.name.startswith(_disk.REMOVED)] == []
 
 
+def test_a_log_does_not_grow_without_bound(home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_disk, "SHORT", 1000)
+    state, reader = open_state(), open_state()
+    number = state.new_build(())
+    logs = []
+    for count in range(200):
+        out = "x" * 10 * count
+        update(state, number, (1,), status="running", out=out)
+        update(state, number, (count + 2,), status="success")
+        logs.append((home / "build-1" / _files.LOG).stat().st_size)
+        if count % 20 == 0:
+            results = reader.step_results(number)
+            assert len(results) == count + 2
+            assert results[1,]["out"] == out
+    whole = (home / "build-1" / _files.STATE).stat().st_size
+    assert max(logs) < 6 * whole
+    assert min(logs[100:]) < whole  # it begins anew
+    finish(state, number)
+    assert len(open_state().step_results(number)) == 201
+
+
+def test_a_log_that_cannot_be_compacted_goes_on(
+    home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_disk, "SHORT", 100)
+    state = open_state()
+    number = state.new_build(())
+    (home / "build-1" / (_files.STATE + ".tmp")).mkdir()  # in the way
+    for count in range(20):
+        update(state, number, (1,), status="running", count=count)
+        assert open_state().step_results(number)[1,]["count"] == count
+    assert 0 < caplog.text.count("cannot be compacted") < 10  # not at each update
+
+
+def test_what_a_process_has_left_is_compacted(home: Path, start: Start, open_state: Any) -> None:
+    process = start(
+        "number = state.new_build(()); update(number, (1,), status='running'); update(number, (2,), status='success')\n"
+        "os.mkdir(home / 'workspace-1-2-1-abc'); say(number); sys.stdin.readline()"
+    )
+    line(process)
+    open_state()
+    assert {path.name for path in home.glob("*-1*")} == {"build-1", "workspace-1-2-1-abc"}  # it lives
+    kill(process)
+    state = open_state()
+    assert {path.name for path in home.glob("*-1*")} == {"build-1"}
+    names = {path.name for path in (home / "build-1").iterdir()}
+    assert names == {"build-metadata.json", "build-state.json", "pipeline-structure.json"}
+    assert [result["status"] for result in state.step_results(1).values()] == ["dead", "success"]
+
+
+def test_what_is_damaged_is_not_compacted(home: Path, open_state: Any, caplog: pytest.LogCaptureFixture) -> None:
+    path = build(home, 1, log='{"1":\n')
+    (path / _disk.LOCK).touch()
+    state = open_state()
+    assert "stays as it is" in caplog.text
+    with pytest.raises(DamagedState):
+        state.step_results(1)
+
+
+def test_half_a_build_is_removed_and_what_is_foreign_is_not(home: Path, open_state: Any) -> None:
+    for name in ("build-1", "build-2", "workspace-notes", "workspace-x-1-y", "workspace-9-1-abc", "build-2024"):
+        (home / name).mkdir(parents=True)
+    (home / "build-1" / _disk.LOCK).touch()
+    state = open_state()
+    assert {path.name for path in home.iterdir() if path.is_dir()} == {
+        *("build-2", "workspace-notes", "workspace-x-1-y", "build-2024"),
+    }
+    assert [state.new_build(()), state.new_build(())] == [1, 3]
+    assert state.build_numbers() == [1, 3]
+
+
+def test_a_build_that_may_not_be_looked_at(home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        build(home, number, state='{"1":{"status":"success"}}')
+    exists, read_bytes = Path.exists, Path.read_bytes
+
+    def refuse(ask: Any) -> Any:
+        def asked(path: Path) -> Any:
+            if path.parent.name == "build-1":
+                raise PermissionError(13, "Permission denied")
+            return ask(path)
+
+        return asked
+
+    monkeypatch.setattr(Path, "exists", refuse(exists))
+    monkeypatch.setattr(Path, "read_bytes", refuse(read_bytes))
+    state = open_state()
+    assert state.build_numbers() == [1, 2]
+    assert state.step_results(2) == {(1,): {"status": "success"}}
+    for ask in (state.step_results, state.structure, state.args):
+        with pytest.raises(DamagedState, match="Permission denied"):
+            ask(1)
+
+
+def test_a_home_that_cannot_be_tidied_can_be_read(
+    home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(home, 1, state='{"1":{"status":"success"}}')
+    (home / _disk.LAST_NUMBER).mkdir()
+    assert open_state().step_results(1) == {(1,): {"status": "success"}}
+    assert "what crashed processes have left" in caplog.text
+
+
+def test_trees_that_are_write_protected_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may be root, for whom nothing is; so the first attempt is kept from it."""
+    deep = tmp_path / "tree" / "a" / "b"
+    deep.mkdir(parents=True)
+    deep.chmod(0o500)
+    attempts: list[int] = []
+    rmtree = _files.shutil.rmtree
+
+    def remove(path: Path, ignore_errors: bool) -> None:
+        attempts.append(deep.stat().st_mode & 0o777)
+        if len(attempts) > 1:
+            rmtree(path)
+
+    monkeypatch.setattr(_files.shutil, "rmtree", remove)
+    _files.remove_tree(tmp_path / "tree")
+    assert attempts == [0o500, 0o700]
+    assert not deep.exists()
+
+
+def test_a_tree_that_cannot_be_removed_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_files.shutil, "rmtree", lambda path, ignore_errors: None)
+    _files.remove_tree(tmp_path)
+    assert "cannot be removed" in caplog.text
+
+
 def test_a_directory_without_structure_is_no_build(home: Path, open_state: Any) -> None:
     build(home, 1)
     (home / "build-2").mkdir()
@@ -295,7 +427,7 @@ def test_a_directory_without_structure_is_no_build(home: Path, open_state: Any) 
     assert state.build_numbers() == [1]
     with pytest.raises(UnknownBuild):
         state.step_results(2)
-    assert state.new_build(()) == 3
+    assert state.new_build(()) == 3  # the directory is there, whosever it is
     finish(state, 3)
     assert state.build_numbers() == [1, 3]
 

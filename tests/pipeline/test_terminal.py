@@ -636,6 +636,12 @@ class TestParts:
         row = _report.build_row(2, structure, results, running=False)
         assert (row.started, row.seconds) == (now, 0.0)
 
+    def test_times_without_a_zone_do_not_count(self) -> None:
+        naive = {"first_updated_at": datetime(2020, 1, 1), "most_recent_update_at": datetime(2020, 1, 1)}
+        now = datetime.now(UTC)
+        times = {"first_updated_at": now, "most_recent_update_at": now}
+        assert _report.times_of([{"status": "success", **naive}, {"status": "success", **times}]) == (now, 0.0)
+
     def test_a_damaged_build_and_markup_in_the_table(self) -> None:
         rows = [
             _report.BuildRow(1, "damaged", reason="[red]file is damaged"),

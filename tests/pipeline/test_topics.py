@@ -115,3 +115,11 @@ def test_what_json_cannot_hold(value: object) -> None:
 def test_what_is_no_payload(data: str) -> None:
     with pytest.raises(msgspec.DecodeError):
         topics.decode(data, topics.PipelineStarted)
+
+
+@pytest.mark.parametrize(
+    "own", [{"1": "a.whl"}, {"1": {"a": 1}, "log": {}}, ["1"], "1", {"1": None}, {"01": {}}, {"": {}}]
+)
+def test_what_a_step_calls_outputs_of_its_own_comes_back_equal(own: Any) -> None:
+    told = topics.StepFinished(1, (1,), {"status": "success", "outputs": own, "in": [{"outputs": {"1": {}}}]})
+    assert topics.decode(topics.encode(told), topics.StepFinished) == told
