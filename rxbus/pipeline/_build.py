@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from enum import Enum, auto
 from pathlib import Path
+from reprlib import repr as brief  # short, and safe against a `__repr__` that raises
 from typing import TypeVar
 
 import msgspec
@@ -149,10 +150,16 @@ def publish(bus: EventBus, topic: Topic[T], payload: T) -> None:
         bus.publish(topic, payload)
     except PublishError as failed:
         for error in failed.exceptions:
-            logger.error("a subscriber to %s failed: %r", topic, payload, exc_info=error)
+            logger.error("a subscriber to %s failed: %s", topic, about(payload), exc_info=error)
     except RxBusError:
         raise
     except BaseException as error:  # a subscriber's, on whichever thread
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise  # Ctrl-C, while somebody kills a step from there
-        logger.error("a subscriber to %s failed: %r", topic, payload, exc_info=error)
+        logger.error("a subscriber to %s failed: %s", topic, about(payload), exc_info=error)
+
+
+def about(payload: object) -> str:
+    """Says which build and step something is about, for the log: a payload may hold megabytes of output."""
+    told = ((name, getattr(payload, field, None)) for name, field in (("build", "build_number"), ("step", "step_id")))
+    return ", ".join(f"{name} {brief(value)}" for name, value in told if value is not None) or brief(payload)

@@ -91,14 +91,33 @@ class Display(Protocol):
 
 
 class Lines:
-    """Shows events as JSON lines, in UTF-8 whatever the locale is, and in the end a summary. Notes go to stderr."""
+    """Shows events as JSON lines, in UTF-8 whatever the locale is, and in the end a summary. Notes go to stderr.
+
+    Updates hold all of a step's `out` each; a line says in `out_added` what has come to it.
+    """
 
     def __init__(self, progress: Progress, file: BinaryIO) -> None:
         self._progress = progress
         self._file = file
+        self._outs: dict[tuple[int, StepId], str] = {}  # what was told last of each step
 
     def take(self, event: Event[Any]) -> None:
-        self._write(event_line(event))
+        line = event_line(event)
+        if isinstance(event.payload, topics.StepResultUpdated):
+            line["step_result"] = self._news(event.payload)
+        self._write(line)
+
+    def _news(self, update: topics.StepResultUpdated) -> Result:
+        step, result = (update.build_number, update.step_id), dict(update.step_result)
+        before, out = self._outs.get(step), result.get("out")
+        if not isinstance(out, str):
+            return result
+        self._outs[step] = out
+        if before is not None and out.startswith(before):
+            del result["out"]
+            if len(out) > len(before):
+                result["out_added"] = out[len(before) :]
+        return result
 
     def refresh(self) -> None:
         pass
@@ -137,7 +156,7 @@ class Screen:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(self._tree(), refresh=True)
+        self._live.update(self._tree(room=self._console.height - 2), refresh=True)
 
     def pause(self) -> None:
         self.close()
@@ -161,5 +180,5 @@ class Screen:
             self._live.stop()
             self._live = None
 
-    def _tree(self) -> Tree:
-        return tree_of(self._progress.row(), self._progress.structure, self._progress.results)
+    def _tree(self, room: int | None = None) -> Tree:
+        return tree_of(self._progress.row(), self._progress.structure, self._progress.results, room=room)

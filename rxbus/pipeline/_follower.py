@@ -26,6 +26,7 @@ from rxbus.pipeline._pipeline import Pipeline
 from rxbus.pipeline._prompt import Prompt, Triggers
 from rxbus.pipeline._report import plain, screen_console
 from rxbus.pipeline._results import Status
+from rxbus.pipeline._shell import end_all_commands
 from rxbus.pipeline.errors import PipelineClosed
 
 TICK = 0.1  # seconds from one look at the screen, and at what has been typed, to the next
@@ -87,9 +88,9 @@ class Follower:
             raise PipelineClosed from None
 
     def _on_event(self, event: Event[Any]) -> None:
-        if event.topic not in TOPICS:
+        if not isinstance(event.payload, TOPICS.get(event.topic, ())):  # anybody may publish anything
             return
-        if event.topic == topics.STEP_RESULT_UPDATED.name:
+        if isinstance(event.payload, topics.StepResultUpdated):
             self._triggers.take(event.payload)
         self._news.put(event)
 
@@ -130,12 +131,19 @@ class Follower:
 
     @contextmanager
     def _noted_signals(self) -> Iterator[None]:
-        """Notes the first signal that is to end us, and kills the steps; the second one hits as it always does."""
+        """Notes the first signal that is to end us, and kills the steps.
+
+        The second one leaves nothing of the steps' commands alive, and hits as it always does.
+        """
 
         def note(number: int, frame: FrameType | None) -> None:
+            if not self._signals:
+                self._signals.append(number)
+                self._news.put(number)
+                return
+            end_all_commands()
             restore()
-            self._signals.append(number)
-            self._news.put(number)
+            signal.raise_signal(number)
 
         def restore() -> None:
             for number, handler in before.items():
@@ -166,8 +174,8 @@ class Follower:
             listener.close()
 
 
-TOPICS = frozenset(  # what is told of; the update that was consumed would only say again what the update has said
-    topic.name
+TOPICS: dict[str, type] = {  # what is told of; the update that was consumed would only say again what it has said
+    topic.name: topic.payload_type
     for topic in (
         topics.PIPELINE_STARTED,
         topics.STEP_STARTED,
@@ -178,4 +186,4 @@ TOPICS = frozenset(  # what is told of; the update that was consumed would only 
         topics.KILL_STEP,
         topics.STOP_RUNNER,
     )
-)
+}

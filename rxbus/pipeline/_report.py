@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -176,22 +177,53 @@ def label(name: str, note: str, status: str | None, seconds: float | None, rest:
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
-def tree_of(row: BuildRow, structure: Structure, results: Results, whole: bool = False) -> Tree:
-    """Draws a build and its steps, with the last line of what each put out, or the whole."""
+def tree_of(
+    row: BuildRow, structure: Structure, results: Results, whole: bool = False, room: int | None = None
+) -> Tree:
+    """Draws a build and its steps.
+
+    Args:
+        row: The build.
+        structure: Its steps.
+        results: Their results.
+        whole: With all that each put out, instead of the last line.
+        room: How many lines there are; where that is too few, steps that are done or to come are drawn together.
+    """
     tree = Tree(label(f"build {row.build_number}", "", row.status, row.seconds), guide_style="dim")
-    _add(tree, row.build_number, structure, results, whole)
+    if room is not None and sum(1 for _ in walk(structure)) > room:
+        _add_folded(tree, row.build_number, structure, results)
+    else:
+        _add(tree, row.build_number, structure, results, whole)
     return tree
 
 
 def _add(tree: Tree, number: int, steps: Structure, results: Results, whole: bool) -> None:
     for step in steps:
         result = results.get(step.step_id)
-        row = step_row(number, step, result)
-        rest = "" if whole or result is None else last_line(result)
-        drawn: RenderableType = label(row.name, f"({row.step_id})", row.status, row.seconds, rest)
+        drawn = _line(number, step, result, "" if whole or result is None else last_line(result))
         if whole and result is not None and not any(child.step_id in results for child in step.children):
             drawn = Group(drawn, *details(result))
         _add(tree.add(drawn), number, step.children, results, whole)
+
+
+def _add_folded(tree: Tree, number: int, steps: Structure, results: Results) -> None:
+    """Draws in one line each what has succeeded next to each other, and what is to come."""
+    for status, together in groupby(steps, lambda step: status_of(results.get(step.step_id))):
+        alike = list(together)
+        if status in (Status.SUCCESS, None) and len(alike) > 1:
+            first, last = text_of(alike[0].step_id), text_of(alike[-1].step_id)
+            tree.add(label(f"{len(alike)} steps", f"({first} to {last})", status, None))
+            continue
+        for step in alike:
+            result = results.get(step.step_id)
+            branch = tree.add(_line(number, step, result, "" if result is None else last_line(result)))
+            if status not in (Status.SUCCESS, None):
+                _add_folded(branch, number, step.children, results)
+
+
+def _line(number: int, step: StepStructure, result: Result | None, rest: str) -> RenderableType:
+    row = step_row(number, step, result)
+    return label(row.name, f"({row.step_id})", row.status, row.seconds, rest)
 
 
 def details(result: Result) -> Iterator[Text]:

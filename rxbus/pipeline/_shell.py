@@ -95,6 +95,7 @@ class _Run:
             process = self._start()
         except (OSError, ValueError) as error:  # ValueError: a null character in it, or a variable's name with =
             return {"status": Status.FAILURE, "exit": NOT_STARTED, "out": f"cannot be started: {error}"}
+        running.add(process)
         try:
             self._follow(process)
         except BaseException:
@@ -102,6 +103,7 @@ class _Run:
             process.wait()
             raise
         finally:
+            running.discard(process)
             if POSIX and process.stdout is not None:  # elsewhere closing would wait for the thread's read
                 process.stdout.close()
         status = Status.FAILURE if process.returncode else Status.SUCCESS
@@ -249,6 +251,15 @@ class _ThreadReader:
     def rest(self) -> bytes:
         self._thread.join(TICK)
         return b"".join(self._chunks.get() for _ in range(self._chunks.qsize()))
+
+
+running: set[subprocess.Popen[bytes]] = set()
+
+
+def end_all_commands() -> None:
+    """Kills the process groups of all commands that run, for a program that ends at once."""
+    for process in list(running):
+        _signal(process, force=True)
 
 
 def _signal(process: subprocess.Popen[bytes], *, force: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rxbus import Event, EventBus, InvalidArgument
+from rxbus.pipeline._build import about
 from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._results import TIMESTAMPS, Result, StepId, is_time, without_life
 from rxbus.pipeline._store import MemoryStore, Metadata, Store
@@ -141,7 +142,7 @@ class State:
         except UnknownBuild as error:
             logger.info("an update is left out, as it is of no build that was started here: %s", error)
         except Exception:
-            logger.exception("an update is not in the state: %r", event.payload)
+            logger.exception("an update is not in the state: %s", about(event.payload))
         else:
             self._tell(event.payload)
 

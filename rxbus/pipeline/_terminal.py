@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 import typer
@@ -82,8 +83,33 @@ class Reader:
         return structure, results if running else without_life(results), running
 
 
+LISTING = 2.0  # seconds that a process has to say what waits
+
+
 def is_screen(as_json: bool) -> bool:
-    return sys.stdout.isatty() and not as_json
+    return sys.stdout is not None and sys.stdout.isatty() and not as_json
+
+
+def standard_output() -> BinaryIO:
+    if sys.stdout is None:
+        raise Unusable("standard output is closed")
+    return sys.stdout.buffer
+
+
+@contextmanager
+def kept_for_lines() -> Iterator[BinaryIO]:
+    """Keeps standard output for JSON lines: what steps print, and their children, goes to standard error."""
+    out = standard_output()
+    with ExitStack() as ending:
+        with suppress(OSError):  # what stands in for it in a test has no descriptor
+            descriptor = out.fileno()
+            kept = os.dup(descriptor)
+            ending.callback(os.close, kept)
+            ending.callback(os.dup2, kept, descriptor)
+            os.dup2(sys.stderr.fileno(), descriptor)
+            out = os.fdopen(kept, "wb", closefd=False)
+        ending.enter_context(redirect_stdout(sys.stderr))
+        yield out
 
 
 # -- Commands
@@ -109,16 +135,19 @@ def told_errors() -> Iterator[None]:
 
 
 def print_lines(rows: Iterable[msgspec.Struct]) -> None:
+    out = standard_output()
     for row in rows:
-        sys.stdout.buffer.write(json_line(msgspec.structs.asdict(row)) + b"\n")
-        sys.stdout.buffer.flush()
+        out.write(json_line(msgspec.structs.asdict(row)) + b"\n")
+        out.flush()
 
 
 @application.command()
 def run(file: File, as_json: AsJson = False) -> None:
-    """Run a build and watch its steps; Ctrl-C kills them. Exits with 0 if the build succeeds, else with 1.
+    """Run a build and watch its steps; Ctrl-C kills them, and a second one does not wait for their end.
 
-    What steps print goes to stderr where JSON lines are printed.
+    Exits with 0 if the build succeeds and else with 1; with 128 and the signal's number if one has ended it; with 2 if
+    it cannot be run. Where JSON lines are printed, what steps print goes to stderr, and an update says in `out_added`
+    what has come to its step's `out`.
     """
     with told_errors():
         raise typer.Exit(_run_file(file, as_json, lambda pipeline: lambda: pipeline._start({})))
@@ -148,8 +177,7 @@ def _run_file(file: Path, as_json: bool, prepare: Callable[[Pipeline], Begin]) -
     if is_screen(as_json) and not Console().is_dumb_terminal:
         pipeline = load(file)
         return Follower(pipeline, None).run(prepare(pipeline))
-    lines = sys.stdout.buffer
-    with redirect_stdout(sys.stderr):
+    with kept_for_lines() as lines:
         pipeline = load(file)
         return Follower(pipeline, lines).run(prepare(pipeline))
 
@@ -220,6 +248,8 @@ def trigger(
             what = f"the trigger {trigger_id}" if trigger_id is not None else "a trigger"
             raise Unusable(f"no step of a pipeline that `rxbus pipeline run` runs in {home} waits for {what}")
         [(path, one)] = found
+        if unknown := parameters.keys() - (one.parameters or parameters).keys():
+            raise Unusable(f"{min(unknown)!r} is none of its parameters: {', '.join(map(plain, one.parameters or {}))}")
         if not request(path, Request(one.trigger_id, parameters)).answered:
             raise Unusable(f"{one} does not wait any more")
         show_waiting([one], as_json, "triggered: ")
@@ -239,11 +269,22 @@ def trigger_words(words: list[str]) -> tuple[str | None, dict[str, Any]]:
 
 def waiting_in(home: Path) -> list[tuple[Path, Waiting]]:
     """Asks all processes that run builds in a home."""
-    return [(path, one) for path in _answers.sockets(home) for one in request(path, Request()).waiting]
+    waiting: list[tuple[Path, Waiting]] = []
+    silent: list[_answers.NoSocket] = []
+    for path in _answers.sockets(home):
+        try:
+            waiting += [(path, one) for one in request(path, Request(), LISTING).waiting]
+        except _answers.NoSocket as failure:  # it may have been stopped; the others are asked nevertheless
+            silent.append(failure)
+    if silent and not waiting:
+        raise silent[0]
+    for one in silent:
+        typer.echo(f"rxbus: {plain(one)}", err=True)
+    return waiting
 
 
-def request(path: Path, wanted: Request) -> Reply:
-    reply = _answers.ask(path, msgspec.json.encode(wanted))
+def request(path: Path, wanted: Request, patience: float = _answers.PATIENCE) -> Reply:
+    reply = _answers.ask(path, msgspec.json.encode(wanted), patience)
     if reply is None:  # it has ended
         return Reply([])
     try:

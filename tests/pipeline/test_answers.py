@@ -206,3 +206,11 @@ def test_a_platform_without_unix_sockets(tmp_path: Path, monkeypatch: pytest.Mon
         Listener(tmp_path, bytes.upper)
     with pytest.raises(NoSocket, match="no Unix sockets"):
         ask(tmp_path / "rxbus-1.sock", b"any")
+
+
+def test_a_file_that_is_called_like_a_socket_stays(tmp_path: Path) -> None:
+    notes = tmp_path / "rxbus-notes.sock"
+    notes.write_text("precious")
+    assert sockets(tmp_path) == []
+    Listener(tmp_path, lambda request: request).close()
+    assert notes.read_text() == "precious"

@@ -8,7 +8,9 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -238,6 +240,41 @@ class TestRun:
         home.write_text("a file")
         assert "FileExistsError" in refusal("run", write("build", GOOD))
 
+    def test_what_children_print_is_not_among_the_lines(self, write: Write) -> None:
+        raw = """
+def raw(args, ctx):
+    os.system("echo raw")
+    ctx.bus.publish("step-started", {"not": "ours"})
+    return {"status": "success"}
+"""
+        with running("run", write("raw", raw)) as process:
+            output, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (0, "raw\n")
+        assert lines_in(output)[-1]["summary"]["status"] == "success"
+
+    def test_output_is_told_once(self, write: Write) -> None:
+        grows = """
+def grows(args, ctx):
+    for out in ("one ", "one two ", "one two ", "other", "other three"):
+        ctx.update(out=out)
+    return {"status": "success"}
+"""
+        lines = lines_in(invoke("run", write("grows", grows, options="updates_per_second=None")).stdout)
+        results = [line["step_result"] for line in lines if line.get("topic") == "step-result-updated"]
+        assert [(one.get("out"), one.get("out_added")) for one in results] == [
+            *((None, None), ("one ", None), (None, "two "), (None, None), ("other", None), (None, " three")),
+            (None, None),
+        ]
+
+    @pytest.mark.parametrize("command", ["run", "builds"])
+    def test_nowhere_to_print(self, write: Write, home: Path, command: str) -> None:
+        home.mkdir()
+        words = shlex.join([*COMMAND, command, str(write("build", GOOD) if command == "run" else home)])
+        ended = subprocess.run(
+            f"{words} >&-", shell=True, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (2, "rxbus: standard output is closed\n")
+
 
 class TestSignals:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -268,6 +305,19 @@ class TestSignals:
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=PATIENCE)
         assert (process.returncode, errors) == (130, "")
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+    def test_the_second_one_leaves_no_command_alive(self, number: int, code: int, write: Write) -> None:
+        stubborn = """stubborn = shell("trap '' TERM; echo pid $$; while true; do sleep 0.1; done")"""
+        with running("run", write("stubborn", stubborn)) as process:
+            pid = int(re.findall(r"pid (\d+)", line_with(process.stdout, "pid "))[0])
+            process.send_signal(number)
+            line_with(process.stdout, "received_kill")
+            process.send_signal(number)
+            process.communicate(timeout=PATIENCE)
+        assert process.returncode == code
+        with suppress(psutil.NoSuchProcess):  # it has been killed; somebody may still have to take note of that
+            psutil.Process(pid).wait(PATIENCE)
 
     def test_a_reader_that_leaves_ends_it_quietly(self, write: Write) -> None:
         chatty = 'chatty = shell("echo pid $$; while sleep 0.05; do echo more; done")'
@@ -384,11 +434,12 @@ def begin_waiting(home: Path) -> Iterator[Callable[..., Future[PipelineFinished]
 
 class TestTrigger:
     def test_the_only_one(self, begin_waiting: Callable[..., Future[PipelineFinished]], home: Path) -> None:
-        future = begin_waiting(parameterized_trigger({"version": {}}))
+        future = begin_waiting(parameterized_trigger({"version": {}, "empty": {}}))
+        assert "'verison' is none of its parameters: version, empty" in refusal("trigger", home, "verison=1")
         ended = invoke("trigger", home, "version=1=2", "empty=")
         (told,) = lines_in(ended.stdout)
         assert (ended.exit_code, told["step_id"], told["build_number"]) == (0, "1-1", 1)
-        assert told["parameters"] == {"version": {}}
+        assert told["parameters"] == {"version": {}, "empty": {}}
         result = future.result(PATIENCE).outputs[(1,)]
         assert (result["version"], result["empty"], result["status"]) == ("1=2", "", "success")
         assert "waits for a trigger" in refusal("trigger", home)
@@ -436,6 +487,20 @@ class TestTrigger:
             triggers = _prompt.Triggers(pipeline)
             triggers.take(topics.StepResultUpdated(7, (1,), {"status": "waiting", "trigger_id": "x"}))
             assert triggers.answer("x", None)
+
+    def test_a_process_that_does_not_answer_keeps_nobody_from_the_others(
+        self, begin_waiting: Callable[..., Future[PipelineFinished]], home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(terminal, "LISTING", 0.2)
+        home.mkdir()
+        with socket.socket(socket.AF_UNIX) as silent:  # that of one that has been stopped
+            silent.bind(str(home / "rxbus-0.sock"))
+            silent.listen()
+            assert "timed out" in refusal("trigger", home)
+            future = begin_waiting(wait_for_manual_trigger)
+            ended = invoke("trigger", home)
+        assert (ended.exit_code, "timed out" in ended.stderr) == (0, True)
+        assert future.result(PATIENCE).status == "success"
 
     def test_nonsense_at_the_socket(self, tmp_path: Path) -> None:
         with Pipeline([]) as pipeline:
@@ -635,6 +700,28 @@ class TestParts:
         }
         row = _report.build_row(2, structure, results, running=False)
         assert (row.started, row.seconds) == (now, 0.0)
+
+    def test_where_there_is_little_room_what_is_alike_is_drawn_in_one_line(self) -> None:
+        inner = tuple(StepStructure((number, 4), f"inner {number}", "step") for number in range(1, 6))
+        structure = tuple(
+            StepStructure((number,), f"step {number}", "step", inner if number == 4 else ()) for number in range(1, 9)
+        )
+        done = {(number,): {"status": "success", "out": "well"} for number in (1, 2, 3)}
+        results: dict[Any, Any] = done | {(4,): {"status": "running"}, (1, 4): {"status": "failure", "out": "oh no"}}
+        row = _report.build_row(1, structure, results, running=True)
+        drawn = io.StringIO()
+        Console(file=drawn, width=100).print(_report.tree_of(row, structure, results, room=10))
+        assert [line.strip("│├└─ ") for line in drawn.getvalue().splitlines()] == [
+            "▶ build 1 running",
+            "✓ 3 steps (1 to 3) success",
+            "▶ step 4 (4) running",
+            "✗ inner 1 (1-4) failure  oh no",
+            "· 4 steps (2-4 to 5-4)",
+            "· 4 steps (5 to 8)",
+        ]
+        drawn = io.StringIO()
+        Console(file=drawn, width=100).print(_report.tree_of(row, structure, results, room=20))
+        assert len(drawn.getvalue().splitlines()) == 14
 
     def test_times_without_a_zone_do_not_count(self) -> None:
         naive = {"first_updated_at": datetime(2020, 1, 1), "most_recent_update_at": datetime(2020, 1, 1)}
