@@ -33,6 +33,8 @@ STREAM_CAPACITY = 64  # events that `async for` holds for a consumer that is slo
 class Source(Observable[Event[T]]):
     """What one can subscribe to: a topic, or a subscription on a topic or pattern."""
 
+    __iter__ = None  # slices make Python think that it could be iterated over, without an end; `async for` is meant
+
     def __init__(self, registry: Registry, topic: str) -> None:
         Observable.__init__(self)
         self._registry = registry

@@ -653,6 +653,12 @@ def test_sweeping_loses_nothing_while_others_publish(small: int, observers: int,
 # -- async for
 
 
+def test_without_async_it_is_an_error(bus: EventBus) -> None:
+    for source in (bus.subscribe("a"), bus.topic("a")):
+        with pytest.raises(TypeError, match="not iterable"):
+            iter(source)  # type: ignore[call-overload] # pyright: ignore
+
+
 @pytest.fixture
 async def abus() -> AsyncIterator[EventBus]:
     """A bus that is closed while its event loop still runs."""

@@ -179,17 +179,24 @@ class _Chain(Container):
 
 
 def in_parallel(*steps: Step | None) -> Step:
-    """Runs steps at the same time, each on a thread of its own; all must succeed."""
+    """Runs steps at the same time, each on a thread of its own; all must succeed.
+
+    The result merges theirs in order of their numbers: dicts by one level, lists joined, else the later wins. Theirs
+    are under `outputs`.
+    """
     return _Parallel("in_parallel", _present(steps))
 
 
 def either(*steps: Step | None) -> Step:
-    """Runs steps at the same time until one succeeds: its result is the result, and the others are killed."""
+    """Runs steps at the same time until one succeeds: its result is the result, and the others are killed.
+
+    They are not waited for, but by the end of the build. Where all fail it is a failure, and `outputs` is never there.
+    """
     return _Either("either", _present(steps))
 
 
 def run(*steps: Step | None) -> Step:
-    """Runs steps one after another, as one."""
+    """Runs steps one after another, as one; the result is made of theirs as that of `in_parallel`."""
     return Container("run", _present(steps))
 
 
@@ -204,7 +211,10 @@ def with_workspace(*steps: Step | None) -> Step:
 
 
 def junction(condition: Step, if_true: Step | None, if_false: Step | None) -> Step:
-    """Runs one of two steps, by whether a third succeeds: their ids are 2 and 3, the condition's is 1."""
+    """Runs one of two steps, by whether a third succeeds: their ids are 2 and 3, the condition's is 1.
+
+    The result is the branch's, with its own under `outputs`; without a branch it is a success.
+    """
     return _Junction("junction", (condition, if_true, if_false))
 
 
@@ -214,7 +224,10 @@ def alias(name: str, step: Step) -> Step:
 
 
 def chain(*functions: Step | None) -> Step:
-    """Makes one step of several calls, each given what the one before has returned; None adds nothing."""
+    """Makes one step of several calls, each given what the one before has returned; None adds nothing.
+
+    The result is made of theirs as that of `in_parallel`, but `out` is all of theirs, in lines.
+    """
     return _Chain("chain", [_part(function) for function in _present(functions)])
 
 

@@ -129,7 +129,10 @@ def _without_life(result: Result) -> Result:
 
 
 def failed_steps(finished: PipelineFinished) -> list[StepId]:
-    """Gives the ids of the steps that have failed themselves: not those of containers, where a child did."""
+    """Gives the ids of the steps that have failed themselves: not those of containers, where a child did.
+
+    Of an `either` it gives its own, since its result holds nothing of its children's.
+    """
     return [
         step_id
         for step_id, result in flatten_outputs(finished.outputs).items()
