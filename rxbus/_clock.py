@@ -10,6 +10,7 @@ from time import monotonic
 from rxbus._fan_out import FOREVER, logger
 from rxbus._here import Job
 from rxbus._workers import IDLE_SECONDS, Worker, is_rung
+from rxbus.errors import RxBusError
 
 
 class Timer:
@@ -31,8 +32,9 @@ class Timer:
 class Clock:
     """Makes calls at their times, on a thread of its own that ends when there has been none to make for ten seconds.
 
-    Calls must neither block nor raise. (Not reactivex's `EventLoopScheduler`: disposed of at the wrong moment, its
-    thread goes on waiting for the next call, and what is disposed of stays in its queue until its time comes.)
+    Calls must not raise, and one that may block says so first; see `lend`. (Not reactivex's `EventLoopScheduler`:
+    disposed of at the wrong moment, its thread goes on waiting for the next call, and what is disposed of stays in its
+    queue until its time comes.)
     """
 
     SPARSE = 64  # how many timers that were disposed of are kept at least until the queue is made anew
@@ -42,62 +44,97 @@ class Clock:
         # the garbage collector may run a destructor that disposes of a timer.
         self.lock = threading.RLock()
         self._queue: list[tuple[float, int, Timer]] = []  # a heap
+        self._pushed = 0  # how many there have been
         self._numbers = count()  # of what is due at the same time, the first comes first
         self._disposed = 0  # how many of those in the queue have been, at most
         self._worker: Worker | None = None  # whose thread it is; another's ends
+        self._lent: dict[Worker, None] = {}  # those that run user code; each takes itself off
 
     def call_after(self, seconds: float, call: Job) -> Timer:
-        """Makes a call in so many seconds."""
+        """Makes a call in so many seconds.
+
+        Raises:
+            RxBusError: The system has no thread left to make it on.
+        """
         timer = Timer(self, monotonic() + min(seconds, FOREVER), call)
         with self.lock:
+            self._pushed += 1
             heapq.heappush(self._queue, (timer.due, next(self._numbers), timer))
             if self._worker is not None:
                 self._worker.jobs.put(None)
-            else:
-                self._worker = Worker(None, self._run, "rxbus-clock")
-                try:
-                    self._worker.start()
-                except BaseException:  # interrupted: whether it runs is not known
-                    self._worker.start_again()
-                    raise
+            elif not self._start():
+                timer.call = None
+                raise RxBusError("nothing can be scheduled for later: the system can start no thread")
         return timer
 
+    def lend(self) -> None:
+        """The calling thread, if it is the clock's, is going to run user code: another calls what that waits for."""
+        with self.lock:
+            worker = self._worker
+            if worker is None or worker.thread is not threading.current_thread():
+                return
+            self._lent[worker] = None
+            self._worker = None
+            if self._queue and not self._start():
+                self._worker = worker
+
+    def is_worker(self) -> bool:
+        """Whether the calling thread is one that was lent."""
+        return any(worker.thread is threading.current_thread() for worker in list(self._lent))
+
     def close(self) -> None:
-        """Forgets all calls, and ends the thread; `call_after` starts another."""
+        """Forgets all calls, and ends the threads; `call_after` starts another."""
         with self.lock:
             self._queue.clear()
-            worker, self._worker = self._worker, None
-        if worker is not None:
+            workers = [*self._lent, *([self._worker] if self._worker is not None else [])]
+            self._worker = None
+        for worker in workers:
             worker.jobs.put(None)
             if worker.thread is not threading.current_thread():
                 worker.thread.join()
+
+    def _start(self) -> bool:
+        """Starts the thread, under the lock; False where the system has none left."""
+        worker = self._worker = Worker(None, self._run, "rxbus-clock")
+        try:
+            started = worker.start()
+        except BaseException:  # interrupted: whether it runs is not known
+            worker.start_again()
+            raise
+        if not started:
+            self._worker = None
+        return started
 
     def forget(self) -> None:
         """A timer has been disposed of: makes the queue anew when there are many such."""
         with self.lock:
             self._disposed += 1
             if self._disposed > max(self.SPARSE, len(self._queue) // 2):
-                self._queue = [entry for entry in self._queue if entry[2].call is not None]
-                heapq.heapify(self._queue)
-                self._disposed = 0
+                pushed = self._pushed
+                kept = [entry for entry in self._queue if entry[2].call is not None]
+                heapq.heapify(kept)
+                if pushed == self._pushed:  # else a signal handler has; from here on there is no call
+                    self._queue = kept
+                    self._disposed = 0
 
     def _run(self, worker: Worker) -> None:
-        while self._worker is worker:
-            due, pause = self._take()
-            for timer in due:
-                self._make(timer)
-            if not due and not is_rung(worker, pause):
-                self._retire(worker)
+        try:
+            while self._worker is worker:
+                due, pause = self._take()
+                if due is not None:
+                    self._make(due)
+                elif not is_rung(worker, pause):
+                    self._retire(worker)
+        finally:
+            self._lent.pop(worker, None)
 
-    def _take(self) -> tuple[list[Timer], float]:
-        """Takes off what is due, and says how long it is until the next."""
-        due: list[Timer] = []
+    def _take(self) -> tuple[Timer | None, float]:
+        """Takes off one that is due, or says how long it is until the next."""
         with self.lock:
             now = monotonic()
-            while self._queue and self._queue[0][0] <= now:
-                due.append(heapq.heappop(self._queue)[2])
-            pause = self._queue[0][0] - now if self._queue else IDLE_SECONDS
-        return due, pause
+            if self._queue and self._queue[0][0] <= now:
+                return heapq.heappop(self._queue)[2], 0.0
+            return None, self._queue[0][0] - now if self._queue else IDLE_SECONDS
 
     def _make(self, timer: Timer) -> None:
         call = timer.call

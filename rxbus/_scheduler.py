@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from datetime import datetime
+from math import isnan
 from typing import TypeVar
 
 from reactivex import abc, typing
@@ -16,7 +17,7 @@ from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
 from rxbus._acknowledgement import Acknowledgement, current_delivery
 from rxbus._clock import Clock, Timer
-from rxbus._fan_out import FanOut, logger
+from rxbus._fan_out import FanOut, is_ctrl_c, logger
 from rxbus._here import Job
 from rxbus._watch import Watch
 from rxbus._workers import Monitor, Workers
@@ -61,6 +62,7 @@ class BlockingScheduler(PeriodicScheduler):
         self.monitor = Monitor(handoff_after, Watch(self, handoff_after, stall_after).look)
         self._clock = Clock()
         self.guards = [self._workers.lock, self.monitor.lock, self._clock.lock]
+        self._closing = False  # what is scheduled outside of a delivery is given up
         self._lock = threading.RLock()  # guards the fields below
         self._buses: dict[int, None] = {}
 
@@ -82,7 +84,7 @@ class BlockingScheduler(PeriodicScheduler):
 
     def is_worker(self) -> bool:
         """Whether the calling thread is one of its workers."""
-        return self._workers.is_worker()
+        return self._workers.is_worker() or self._clock.is_worker()
 
     def acquire(self, bus: object) -> None:
         """A bus begins to use it."""
@@ -103,9 +105,13 @@ class BlockingScheduler(PeriodicScheduler):
 
         What is scheduled for later, outside of a delivery, is given up. An interrupted call can be repeated.
         """
-        self._clock.close()
-        self._workers.close()
-        self.monitor.close()
+        self._closing = True
+        try:
+            self._clock.close()
+            self._workers.close()
+            self.monitor.close()
+        finally:
+            self._closing = False
 
     def schedule(self, action: typing.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
         """Runs an action on a worker, as soon as may be; see the class for what that means during a delivery."""
@@ -114,12 +120,19 @@ class BlockingScheduler(PeriodicScheduler):
     def schedule_relative(
         self, duetime: typing.RelativeTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
     ) -> abc.DisposableBase:
-        """Runs an action after some time: seconds, or a timedelta."""
+        """Runs an action after some time: seconds, or a timedelta.
+
+        Raises:
+            InvalidArgument: It is no time.
+            RxBusError: The system has no thread left to wait for it.
+        """
         seconds = self.to_seconds(duetime)
+        if isnan(seconds):
+            raise InvalidArgument("an action is scheduled in so many seconds, not in NaN")
         if seconds <= 0:
             return self.schedule(action, state)
         scheduled = _Scheduled(self, lambda: self.invoke_action(action, state))
-        return scheduled.begin(lambda one: one.also(self._clock.call_after(seconds, one.due)))
+        return scheduled.begin(lambda one: one.also(self._clock.call_after(seconds, one.ring)))
 
     def schedule_absolute(
         self, duetime: typing.AbsoluteTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
@@ -148,6 +161,9 @@ class _Scheduled:
         try:
             if self._delivery is not None:
                 self._held = Acknowledgement(self._delivery, turn=True)
+            elif self._scheduler._closing:  # what runs periodically would go on and on
+                self.disposable.dispose()
+                return self.disposable
             start(self)
         except BaseException:  # interrupted: it may not be on its way
             self._taken.append(True)
@@ -160,6 +176,12 @@ class _Scheduled:
     def also(self, timer: Timer) -> None:
         """Takes the timer that will call `due`, to be disposed of with it."""
         self._timer = timer
+
+    def ring(self) -> None:
+        """It is time, says the clock, on its thread; see `due`."""
+        if self._scheduler.limit == 0:  # it may be done here
+            self._scheduler._clock.lend()
+        self.due()
 
     def due(self) -> None:
         """Has it run now: on a worker, or by the publisher that waits for it."""
@@ -194,13 +216,21 @@ class _Scheduled:
     def _end(self, error: BaseException | None) -> None:
         if self._held is not None:
             self._held._give(error)
+        elif error is not None and is_ctrl_c(error):
+            raise error
         elif error is not None:
             logger.error("a scheduled action failed", exc_info=error)
         if self._result is not None and self.disposable.is_disposed:
             self._result.dispose()
 
     def _act(self) -> None:
-        self._result = self._context.run(self._action)
+        action, context = self._action, self._context
+        self._forget()
+        self._result = context.run(action)
+
+    def _forget(self) -> None:
+        """Lets go of what it need not have any more: whoever keeps its disposable must not pin that."""
+        self._action, self._context = Disposable, Context()
 
     def _dispose(self) -> None:
         try:
@@ -208,6 +238,8 @@ class _Scheduled:
                 self._timer.dispose()
         finally:
             self._taken.append(True)
+            if len(self._taken) == 1:
+                self._forget()
             if len(self._taken) == 1 and self._held is not None:
                 self._held._give()
             elif self._result is not None:

@@ -98,3 +98,42 @@ def test_a_call_may_close_the_clock(clock: Clock) -> None:
     closed = threading.Event()
     clock.call_after(0, lambda: (clock.close(), closed.set()))
     assert closed.wait(PATIENCE)
+
+
+def test_a_signal_handler_may_set_one_while_the_queue_is_made_anew(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = threading.Event()
+    heapify = _clock.heapq.heapify
+
+    def strike(queue: list[Any]) -> None:
+        monkeypatch.undo()
+        clock.call_after(0.001, made.set)
+        heapify(queue)
+
+    monkeypatch.setattr(_clock.heapq, "heapify", strike)
+    for _ in range(Clock.SPARSE + 1):
+        clock.call_after(1000, lambda: None).dispose()
+    assert made.wait(PATIENCE)
+    assert len(clock._queue) <= Clock.SPARSE + 1
+
+
+def test_a_clock_that_is_lent_goes_on(clock: Clock) -> None:
+    inside, go_on, made = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        clock.lend()
+        assert clock.is_worker()
+        inside.set()
+        assert go_on.wait(PATIENCE)
+
+    for _ in range(2):  # both are due at once
+        clock.call_after(0.001, call)
+    clock.call_after(0.002, made.set)
+    assert inside.wait(PATIENCE)
+    assert made.wait(PATIENCE)
+    clock.lend()  # not its thread: nothing happens
+    assert not clock.is_worker()
+    go_on.set()
+    clock.close()
+    assert threads() == []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
+import weakref
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from reactivex import operators as ops
 
-from rxbus import BlockingScheduler, Event, EventBus, InvalidArgument, PublishError
+from rxbus import BlockingScheduler, Event, EventBus, InvalidArgument, PublishError, RxBusError
 
 PATIENCE = 10.0
 SOON = 0.01
@@ -154,3 +157,117 @@ def test_an_interrupt_while_scheduling_leaves_no_turn_taken(bus: EventBus, monke
         bus.publish("a", 1)
     assert bus.publish("a", 2, timeout=PATIENCE).acknowledged == 1
     assert ran == [2]
+
+
+def test_nan_is_no_time(bus: EventBus) -> None:
+    for schedule in (bus.scheduler.schedule_relative, bus.scheduler.schedule_absolute):
+        with pytest.raises((InvalidArgument, ValueError)):
+            schedule(float("nan"), lambda *_: None)
+    done = threading.Event()
+    bus.scheduler.schedule_relative(SOON, lambda *_: done.set())
+    assert done.wait(PATIENCE)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+@pytest.mark.parametrize("period", [0.0, 0.001])
+def test_what_runs_periodically_ends_with_the_bus(max_workers: int | None, period: float) -> None:
+    if max_workers == 0 and period == 0:
+        period = 0.0001  # at once would be on this very thread, again and again
+    bus = EventBus(BlockingScheduler(max_workers))
+    often, ran = threading.Event(), [0]
+
+    def action(state: Any) -> None:
+        ran[0] += 1
+        if ran[0] == 20:
+            often.set()
+
+    bus.scheduler.schedule_periodic(period, action)
+    assert often.wait(PATIENCE)
+    bus.close()
+    ended = ran[0]
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
+    assert ran[0] == ended
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+def test_an_action_may_wait_for_what_is_scheduled_for_later(max_workers: int | None) -> None:
+    with EventBus(BlockingScheduler(max_workers)) as bus:
+        seen: list[str] = []
+        done = threading.Event()
+        bus.subscribe("a").pipe(ops.delay(SOON, scheduler=bus.scheduler)).subscribe(lambda event: seen.append("later"))
+
+        def action(*_: object) -> None:
+            bus.publish("a")
+            seen.append("published")
+            done.set()
+
+        bus.scheduler.schedule_relative(SOON, action)
+        assert done.wait(PATIENCE)
+        assert seen == ["later", "published"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+def test_an_action_that_closes_while_another_thread_does_is_refused(max_workers: int | None) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    inside, go_on = threading.Event(), threading.Event()
+    refused: list[RxBusError] = []
+
+    def action(*_: object) -> None:
+        inside.set()
+        assert go_on.wait(PATIENCE)
+        with pytest.raises(RxBusError) as caught:
+            bus.close()
+        refused.append(caught.value)
+
+    bus.scheduler.schedule_relative(SOON, action)
+    assert inside.wait(PATIENCE)
+    closing = threading.Thread(target=bus.close)
+    closing.start()
+    go_on.set()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    assert len(refused) == 1
+
+
+def test_an_interrupt_in_an_action_is_raised_where_it_runs() -> None:
+    with EventBus(BlockingScheduler(0)) as bus, pytest.raises(KeyboardInterrupt):
+        bus.scheduler.schedule(lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def test_a_thread_that_cannot_be_started_fails_the_publish_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_but(thread: threading.Thread) -> None:
+        if thread.name == "rxbus-clock":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with EventBus() as bus:
+        seen: list[Any] = []
+        bus.subscribe("a").subscribe(lambda e: bus.scheduler.schedule_relative(SOON, lambda *_: seen.append(e.id)))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start_but)
+            with pytest.raises(PublishError) as caught:
+                bus.publish("a")
+        assert "can start no thread" in str(caught.value.exceptions[0])
+        event = bus.publish("a").event
+        assert seen == [event.id]
+
+
+@pytest.mark.parametrize("way", ["run", "disposed of"])
+def test_a_kept_disposable_pins_nothing(bus: EventBus, way: str) -> None:
+    class Big: ...
+
+    state, done = Big(), threading.Event()
+    gone = weakref.ref(state)
+    kept = bus.scheduler.schedule_relative(SOON if way == "run" else 1000, lambda *_: done.set(), state)
+    del state
+    if way == "run":
+        assert done.wait(PATIENCE)
+    else:
+        kept.dispose()
+    bus.close()
+    assert gone() is None
