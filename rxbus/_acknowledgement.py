@@ -100,8 +100,12 @@ class Delivery:
             deliveries[self] = None
 
     def enter_own(self) -> None:
-        """As `enter`, on its publisher's thread: one that is nested waits for it."""
-        wait = None if self.fan.root is None else self.fan.waiting()
+        """As `enter`, on its publisher's thread, or one that works for the same event: one that is nested waits for it.
+
+        Unless its round is over: it may have returned, having left the observer busy.
+        """
+        nested = self.fan.root is not None and self.fan.missing < 0
+        wait = self.fan.waiting() if nested else None
         with ledger:
             deliveries = self.feed.lane.deliveries
             if wait is not None and self.wait is None and not deliveries:
@@ -133,6 +137,7 @@ class Delivery:
                 self.inside = False
                 self.keeps = here.kept = self.holds > 0
             del held
+            self._forget()
         self._ring()
 
     def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
@@ -156,6 +161,7 @@ class Delivery:
                         self.keeps = False
                         lane.free = True
             del held
+            self._forget()
             self._ring()
         if by._turn:
             lane.given_back()
@@ -179,7 +185,13 @@ class Delivery:
             self.open = 1
             self._settle()
         del held
+        self._forget()
         self._ring()
+
+    def _forget(self) -> None:
+        """Whoever keeps it must not pin what has failed, and with the traceback the payload."""
+        if self.ended:
+            self.failure = None
 
     def _settle(self) -> None:
         """Under the ledger; atomic but for the entry of `end`, before which nothing has changed."""

@@ -126,10 +126,12 @@ class Buffer:
         self._put(self.observer.on_completed, counts=False)
 
     def stop(self) -> None:
+        none: deque[_Item] = deque()
         with buffers:
             self._stopped = True
-            self._items.clear()
+            dropped, self._items = self._items, none
             self._held = 0
+        del dropped  # not under the lock: destructors are user code
         self._ring()
 
     def check(self, fan: FanOut) -> None:
@@ -157,6 +159,7 @@ class Buffer:
 
     def _enter(self, item: _Item) -> bool:
         """Takes an item in, if there is room or room can be made; says whether."""
+        dropped: _Item | None = None  # held until the lock has been let go of: destructors are user code
         with buffers:
             if self._stopped:
                 return False
@@ -165,7 +168,8 @@ class Buffer:
                     raise BufferOverflow(self._capacity, "overflow='error'")
                 if self._overflow != "drop_oldest":
                     return False
-                self._items.remove(next(item for item in self._items if item.counts))
+                dropped = next(item for item in self._items if item.counts)
+                self._items.remove(dropped)
                 self._held -= 1
             self._items.append(item)
             self._held += item.counts
@@ -189,6 +193,9 @@ class Buffer:
     def _wait_and_enter(self, item: _Item, here: Here) -> bool:
         """Waits for room; False where the buffer has been stopped."""
         led_by = here.origin or (None if here.fan is None else here.fan.origin)
+        below = [
+            fan.origin for fan in here.outer if fan.origin is not None
+        ]  # it helps another publisher in their midst
         upstream = led_by.holder if led_by is not None else None
         lanes = lanes_held(here)
         bell: SimpleQueue[None] = SimpleQueue()
@@ -198,6 +205,8 @@ class Buffer:
                 if not isinstance(upstream, Buffer) or upstream._in_hand is not led_by:
                     upstream = None
                 elif upstream in _reached(self):
+                    raise BufferOverflow(self._capacity, _RING)
+                if any(origin.holder in _reached(self) for origin in below if _is_in_hand(origin)):
                     raise BufferOverflow(self._capacity, _RING)
                 for lane in lanes:
                     lane.blocked = self
@@ -281,6 +290,11 @@ class Buffer:
             logger.exception("what follows a buffer failed: in %s%s", self.name, topic)
             if isinstance(error, KeyboardInterrupt):
                 raise
+
+
+def _is_in_hand(origin: Origin) -> bool:
+    """Whether a buffer is at work on an item still. Under the lock."""
+    return isinstance(origin.holder, Buffer) and origin.holder._in_hand is origin
 
 
 def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:

@@ -20,10 +20,10 @@ from rxbus._delivery import publish
 from rxbus._delivery_async import publish_async
 from rxbus._event import Event, Topic, name_of
 from rxbus._fan_out import ledger, logger
-from rxbus._here import local, places
+from rxbus._here import Here, local, places
 from rxbus._log import Hub
 from rxbus._registry import Registry
-from rxbus._scheduler import BlockingScheduler
+from rxbus._scheduler import BlockingScheduler, schedulers
 from rxbus._topic import Subscription, TopicSubject
 from rxbus._workers import Crew
 from rxbus.errors import BusClosed, InvalidArgument, RxBusError
@@ -360,8 +360,12 @@ def _inherit() -> None:
     What they held would stay taken for ever, so that an error beats what works or hangs, as it happens.
     """
     ledger._at_fork_reinit()  # type: ignore[attr-defined] # pyright: ignore # as threading's own classes do
+    places.clear()
+    local.here = Here()
     for bus in list(_buses):
         bus._inherit()
+    for scheduler in list(schedulers):
+        scheduler._inherit()
 
 
 _buses: WeakSet[EventBus] = WeakSet()

@@ -16,16 +16,17 @@ from rxbus.errors import RxBusError
 class Timer:
     """A call that is to be made; disposed of, it is not made, and is let go of."""
 
-    __slots__ = ("_clock", "call", "due")
+    __slots__ = ("_clock", "call", "due", "lost")
 
-    def __init__(self, clock: Clock, due: float, call: Job) -> None:
+    def __init__(self, clock: Clock, due: float, call: Job, lost: Job | None) -> None:
         self._clock = clock
         self.due = due
         self.call: Job | None = call
+        self.lost = lost
 
     def dispose(self) -> None:
         """Has the call not be made; nothing happens where it has been."""
-        self.call = None
+        self.call = self.lost = None
         self._clock.forget()
 
 
@@ -50,13 +51,18 @@ class Clock:
         self._worker: Worker | None = None  # whose thread it is; another's ends
         self._lent: dict[Worker, None] = {}  # those that run user code; each takes itself off
 
-    def call_after(self, seconds: float, call: Job) -> Timer:
+    def call_after(self, seconds: float, call: Job, lost: Job | None = None) -> Timer:
         """Makes a call in so many seconds.
+
+        Args:
+            seconds: How many.
+            call: The call.
+            lost: What is called instead where the clock is closed before.
 
         Raises:
             RxBusError: The system has no thread left to make it on.
         """
-        timer = Timer(self, monotonic() + min(seconds, FOREVER), call)
+        timer = Timer(self, monotonic() + min(seconds, FOREVER), call, lost)
         with self.lock:
             self._pushed += 1
             heapq.heappush(self._queue, (timer.due, next(self._numbers), timer))
@@ -85,13 +91,16 @@ class Clock:
     def close(self) -> None:
         """Forgets all calls, and ends the threads; `call_after` starts another."""
         with self.lock:
-            self._queue.clear()
+            forgotten, self._queue = self._queue, []
             workers = [*self._lent, *([self._worker] if self._worker is not None else [])]
             self._worker = None
         for worker in workers:
             worker.jobs.put(None)
             if worker.thread is not threading.current_thread():
                 worker.thread.join()
+        for _, _, timer in forgotten:
+            if (lost := timer.lost) is not None:
+                lost()
 
     def _start(self) -> bool:
         """Starts the thread, under the lock; False where the system has none left."""

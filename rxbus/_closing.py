@@ -8,8 +8,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from time import sleep
 
-from rxbus._fan_out import ledger
-from rxbus._here import Here, places
+from rxbus._fan_out import ledger, serve_owed
+from rxbus._here import Here, local, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
 from rxbus._registry import Registry
@@ -50,6 +50,7 @@ class _Closing:
         self._hub = hub
         self._crew = crew
         self.loop = _get_running_loop()
+        self._here = local.here
 
     def wait_until_quiet(self, leaving: set[Lane]) -> None:
         """Waits until a whole round over the lanes, and those that are leaving, finds nothing that came since it began.
@@ -62,7 +63,7 @@ class _Closing:
             flush = _Flush(lanes)
             while flush.left:
                 flush.left -= self._let_go()
-                flush.wait(None if self.loop is None else LOOK)
+                flush.wait(None if self.loop is None and not self._here.owed else LOOK)
             _give_what_is_deferred(lanes)
             while not self._crew.join(LOOK) or self._is_anybody_inside():
                 self._let_go()
@@ -84,7 +85,11 @@ class _Closing:
         return sum(log.published for log in logs)
 
     def _let_go(self) -> set[Lane]:
-        """Completes the observers that coroutines of the loop keep busy, whose deliveries fail; gives their lanes."""
+        """Completes the observers that coroutines of the loop keep busy, whose deliveries fail; gives their lanes.
+
+        What publishes of this very thread have to do is done, which a signal handler or the loop keeps from doing it.
+        """
+        serve_owed(self._here)
         if self.loop is None:
             return set()
         with self._registry.lock:

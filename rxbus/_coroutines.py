@@ -87,7 +87,12 @@ def on_loop(
             held._give(RxBusError("the handler's coroutine was cancelled") if task.cancelled() else task.exception())
 
         def begin() -> None:
-            loop.create_task(_call(function, event), context=context).add_done_callback(done)
+            coroutine = _call(function, event)
+            try:
+                loop.create_task(coroutine, context=context).add_done_callback(done)
+            except BaseException as error:  # of a task factory
+                coroutine.close()
+                held._give(error)
 
         try:
             _check_running(loop)
@@ -232,7 +237,13 @@ class Mapping:
             return
         while self._items and len(self._tasks) < self._limit:
             value, place, owed, context = self._items.popleft()
-            task = self.loop.create_task(self._call(value), context=context)
+            coroutine = self._call(value)
+            try:
+                task = self.loop.create_task(coroutine, context=context)
+            except BaseException as error:  # of a task factory
+                coroutine.close()
+                _give(owed, error)
+                continue
             self._tasks.append((task, place, owed))
             task.add_done_callback(lambda _: self._go_on())
         if self._end is not None and not self._tasks and not self._items:

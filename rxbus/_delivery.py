@@ -92,6 +92,8 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
                 here.kept = False
             elif not given:
                 lane.free = True
+        if fan is not None and log.hub.engine.limit == 0:
+            here.owed[fan] = None
         lane.visit()
         if here.later:
             run_later(here)
@@ -105,6 +107,9 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         if here.later:
             pass_on_later(here)
         raise
+    finally:
+        if fan is not None:
+            here.owed.pop(fan, None)
     if error is not None:
         raise error
     return _publish_to_all(log, here, payload)
@@ -135,6 +140,8 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
     try:
         try:
             fan = log.append(here, payload, raw, _get_running_loop())
+            if log.hub.engine.limit == 0:
+                here.owed[fan] = None
             here.origin = None  # its handlers' publishes are caused by this event
             event = fan.event
             entry = here.begun
@@ -168,8 +175,10 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             give_up(fan, fan.feeds)
         raise
     finally:
-        if before is not None and fan is not None:
-            fan.parent = fan.by = None
+        if fan is not None:
+            here.owed.pop(fan, None)
+            if before is not None:
+                fan.parent = fan.by = None
 
 
 def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool) -> int:
@@ -301,6 +310,8 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
     """Waits for what the round has left over, and tells how it all ended."""
     count = len(fan.feeds)
     fan.close_round()
+    if fan.origin is not None:
+        fan.origin.holder.check(fan.top)
     wait = fan.wait
     in_time = True
     if wait is not None:
@@ -310,8 +321,6 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
             engine.monitor.wake()
             if fan.root is None:
                 engine.waiting[fan] = None
-                if fan.origin is not None and wait.count > 0:
-                    fan.origin.holder.check(fan)
             if wait.count > 0 and _is_holding(here, log):
                 raise Reentered
             in_time = wait.sleep(deadline)

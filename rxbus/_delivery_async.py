@@ -38,13 +38,15 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         wait.count += 1  # the round itself
         wait.serves = engine.limit == 0
         wait.wake = lambda: _call_soon(loop, settled.set)
-    if timeout is None or engine.limit == 0:
-        context = copy_context()
-        engine.submit(lambda: context.run(_round_async, log, entry, fan))
-    else:
-        hand_over(fan)
-        _end_round_async(fan)
+    if engine.limit == 0:
+        here.owed[fan] = None
     try:
+        if timeout is None or engine.limit == 0:
+            context = copy_context()
+            engine.submit(lambda: context.run(_round_async, log, entry, fan))
+        else:
+            hand_over(fan)
+            _end_round_async(fan)
         engine.monitor.wake()
         if fan.root is None:
             engine.waiting[fan] = None
@@ -54,6 +56,7 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         wait.log_failures()
         raise
     finally:
+        here.owed.pop(fan, None)
         engine.waiting.pop(fan, None)
         wait.leave(engine.submit)
     return outcome(log.name, event, fan, count, in_time, timeout)

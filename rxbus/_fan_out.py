@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rxbus._here import Job, Origin, Trail, local
+from rxbus._here import Here, Job, Origin, Trail, local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
@@ -232,25 +232,39 @@ class Wait:
 
     def sleep(self, deadline: float | None) -> bool:
         """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed."""
-        with ledger:
-            if self.bell is None:
-                self.bell = SimpleQueue()
         here = local.here
+        owed = [fan.waiting() for fan in here.owed]
+        bell = next((wait.bell for wait in (self, *owed) if wait.bell is not None), SimpleQueue[None]())
+        for wait in (self, *owed):  # one for all: whoever rings any of them wakes this thread
+            wait.bell = bell
         outer, here.wait = here.wait, self
         try:
-            while not self._is_over():
+            while not self._is_over(here):
                 try:
-                    self.bell.get(timeout=None if deadline is None else min(max(0.0, deadline - monotonic()), FOREVER))
+                    bell.get(timeout=None if deadline is None else min(max(0.0, deadline - monotonic()), FOREVER))
                 except Empty:
                     break
             return self.count <= 0
         finally:
             here.wait = outer
 
-    def _is_over(self) -> bool:
+    def _is_over(self, here: Here) -> bool:
         """Does what is offered; says whether nothing is missing then."""
         self.pass_on(_do)
+        if here.owed:
+            serve_owed(here)
+        if self.serves:
+            self._do_what_is_due()
         return self.count <= 0
+
+    def _do_what_is_due(self) -> None:
+        """In a limited pool: does what keeps the turns of the lanes that this publisher waits for; see `Lane.due`."""
+        for fan in list(self.fans):
+            if fan.log.hub.engine.limit is None:
+                return
+            for feed in fan.feeds:
+                for job in list(feed.lane.due):
+                    job()
 
     def leave(self, submit: Callable[[Job], object]) -> None:
         """Ends the waiting, done or not, and passes on what it was offered and has not done. Can be made again."""
@@ -283,6 +297,13 @@ class Wait:
             passed += 1
             with suppress(ValueError):
                 self.jobs.remove(job)
+
+
+def serve_owed(here: Here) -> None:
+    """Does what this thread's publishes were offered: where there are no workers, nobody else can."""
+    for fan in list(here.owed):
+        if fan.wait is not None:
+            fan.wait.pass_on(_do)
 
 
 def _do(job: Job) -> None:

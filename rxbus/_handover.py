@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rxbus._fan_out import FanOut, Wait, ledger
+from rxbus._here import Once
 
 if TYPE_CHECKING:
     from rxbus._observer import Feed
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 class Handover:
     """A delivery, claimed by a nested publisher, that a worker is to make, or a waiting publisher: who comes first."""
 
-    __slots__ = ("_feed", "_id", "_taken", "owed", "wait")
+    __slots__ = ("_feed", "_id", "_right", "owed", "wait")
 
     def __init__(self, feed: Feed, id: int, wait: Wait) -> None:
         self._feed = feed
         self._id = id
-        self._taken: list[bool] = []
+        self._right = Once()
         self.wait = wait
         with ledger:
             wait.count += 1
@@ -27,8 +28,7 @@ class Handover:
 
     def __call__(self) -> None:
         try:
-            self._taken.append(True)
-            if len(self._taken) > 1:
+            if not self._right.take():
                 return
             self._feed.lane.serve(self._feed, self._id, self)
         except BaseException:  # interrupted, perhaps before the lane knew

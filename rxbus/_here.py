@@ -65,6 +65,7 @@ class Here:
         "loop",
         "origin",
         "outer",
+        "owed",
         "thread",
         "trampoline",
         "wait",
@@ -82,6 +83,7 @@ class Here:
         self.depth = 0  # how many publishes are nested on this thread
         self.outer: list[FanOut] = []  # its own events, in whose rounds it has come upon other publishers' mail
         self.wait: Wait | None = None  # what it waits for, and serves meanwhile
+        self.owed: dict[FanOut, None] = {}  # where there are no workers: its publishes, which only it can serve
         self.later: list[PutOff] = []  # what it must not do inside a handler, until it is in none
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
@@ -103,6 +105,22 @@ class PutOff:
     def __init__(self, job: Job, submit: Callable[[Job], object]) -> None:
         self.job = job
         self.submit = submit
+
+
+class Once:
+    """A right that one taker has, the first, however many threads come for it at the same time."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = [True]
+
+    def take(self) -> bool:
+        """Whether the caller has it."""
+        try:
+            return self._left.pop()
+        except IndexError:
+            return False
 
 
 class Holder(Protocol):
@@ -133,8 +151,20 @@ class Origin(msgspec.Struct, eq=False):
 
 
 class _Local(threading.local):
+    here: Here
+
     def __init__(self) -> None:
+        here = Here()
+        if "here" not in self.__dict__:
+            self.here = here
+        places[self.here.thread] = self.here
+
+    def __getattr__(self, name: str) -> Here:
+        """A destructor runs while the thread's place is being made, and uses the bus: it has made it, then."""
+        if name != "here":
+            raise AttributeError(name)
         self.here = Here()
+        return self.here
 
 
 # Every thread's place, for the monitor; a thread that has ended is overwritten or swept by its ident.

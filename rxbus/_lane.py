@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rxbus._acknowledgement import Claim, Delivery
-from rxbus._fan_out import FanOut, is_ctrl_c
+from rxbus._fan_out import FanOut, Wait, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
 from rxbus.errors import RxBusError
 
@@ -54,7 +54,10 @@ class Lane:
     User code runs in the turn: that is what the turn is for. Taking it never blocks.
     """
 
-    __slots__ = ("__weakref__", "attachments", "blocked", "called", "deliveries", "engine", "free", "inbox", "slow")
+    __slots__ = (
+        *("__weakref__", "attachments", "blocked", "called", "deliveries", "due"),
+        *("engine", "free", "inbox", "slow"),
+    )
 
     free: bool
 
@@ -63,6 +66,9 @@ class Lane:
         self.free = True
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
         self.deliveries: dict[Delivery, None] = {}  # those that are counted and have not ended; under the ledger
+        # In a limited pool: scheduled actions that keep the turn and could run. Whoever waits for the lane may do them,
+        # and has to where all workers wait: their own publishers may have gone.
+        self.due: dict[Callable[[], None], None] = {}
         self.called = False  # a worker is on its way
         self.attachments: list[Attachment] = []  # what it is the lane of
         self.blocked: Holder | None = None  # the buffer that the observer waits for room in
@@ -167,9 +173,9 @@ class Lane:
             mail = self.inbox[0]
             if not isinstance(mail, tuple):
                 mail()  # before it is taken off, lest an interrupt lose it: none minds being run twice
-                self.inbox.popleft()
-                if here.kept:
+                if here.kept:  # the turn may be another's by now, and what is first in the inbox another mail
                     return False
+                self.inbox.popleft()
                 continue
             feed, id = mail
             while feed.cursor.id < id:
@@ -187,7 +193,15 @@ class Lane:
         return False
 
     def _pass_on(self) -> None:
-        """Finds another thread for the mail: the publisher that waits for the first of it, else a worker."""
+        """Finds another thread for the mail: the publisher that waits for the first of it, else a worker.
+
+        In a limited pool all that wait for some of it are told: its workers may be among them.
+        """
+        if self.engine.limit is not None:
+            for awaited in self.awaited():
+                awaited.offer(self.visit)
+            self.engine.submit(self.visit)
+            return
         try:
             mail = self.inbox[0]
         except IndexError:
@@ -199,6 +213,17 @@ class Lane:
             if wait is not None and wait.bell is not None and wait.offer(self.visit):
                 return
         self.engine.submit(self.visit)
+
+    def awaited(self) -> dict[Wait, None]:
+        """What the publishers wait for whose events lie in the inbox."""
+        waits: dict[Wait, None] = {}
+        for mail in list(self.inbox):
+            entry = mail[0].cursor.next if isinstance(mail, tuple) else None
+            while entry is not None and isinstance(mail, tuple) and entry.id <= mail[1]:
+                if entry.fan is not None:
+                    waits[entry.fan.top.waiting()] = None
+                entry = entry.next
+        return waits
 
 
 class LockTurn:
@@ -247,13 +272,18 @@ def deliver(here: Here, feed: Feed, claim: Claim | None) -> None:
     entry = feed.cursor.next
     assert entry is not None
     fan = entry.fan
-    if fan is None:
-        feed.cursor = entry
-        return
-    if fan.trail is not None and feed.lane.is_fed_by_several():
+    if fan is not None and fan.trail is not None and feed.lane.is_fed_by_several():
         _catch_up(here, feed.lane, fan.trail)
         if here.kept:
             return
+    _deliver(here, feed, entry, claim)
+
+
+def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
+    fan = entry.fan
+    if fan is None:
+        feed.cursor = entry
+        return
     event = fan.event  # now: once its observer leaves, nobody waits, and the fan-out lets go of it
     own = here.fan is fan
     delivery = Delivery(fan, feed)
@@ -304,20 +334,39 @@ def deliver(here: Here, feed: Feed, claim: Claim | None) -> None:
 def _catch_up(here: Here, lane: Lane, trail: Trail) -> None:
     """In the lane's turn: delivers the causes of an event that it has not come to, so that none comes after its effect.
 
-    A cause that it has come to has been caught up with itself, and ends the search.
+    No recursion: what is owed may have causes on further topics, and those others.
+    """
+    owed = _owed(lane, trail)
+    while owed and not here.kept:
+        feed, id = owed[-1]
+        entry = feed.cursor.next
+        if entry is None or not _owes(feed, id):
+            owed.pop()
+            continue
+        before = None if entry.fan is None else entry.fan.trail
+        more = [] if before is None else _owed(lane, before)
+        if more:
+            owed += more
+        else:
+            _deliver(here, feed, entry, None)
+
+
+def _owed(lane: Lane, trail: Trail) -> list[tuple[Feed, int]]:
+    """The causes of an event that a lane has not come to, the nearest first.
+
+    A cause that it has been given has been caught up with itself, and ends the search; one from before it was attached
+    to that topic, or from where it has left, tells nothing of the others.
     """
     owed: list[tuple[Feed, int]] = []
     cause: Trail | None = trail
     while cause is not None:
         feeds = [feed for one in list(lane.attachments) if (feed := one.feeds.get(cause.log)) is not None]
         late = [(feed, cause.id) for feed in feeds if _owes(feed, cause.id)]
-        if feeds and not late:
+        if not late and any(feed.first < cause.id and feed.on_next is not None for feed in feeds):
             break
         owed += late
         cause = cause.before
-    for feed, id in reversed(owed):
-        while _owes(feed, id) and not here.kept:
-            deliver(here, feed, None)
+    return owed
 
 
 def _owes(feed: Feed, id: int) -> bool:
@@ -349,6 +398,7 @@ def _others(here: Here, own: FanOut | None, head: Entry) -> bool:
     if fan is None:
         return False
     if own is not None:
-        return fan.top is not own.top and head.id > own.id
+        # Who has a buffer's item in hand leaves earlier events to others, too: they may want room in that very buffer.
+        return fan.top is not own.top and (head.id > own.id or own.origin is not None)
     wait = here.wait
     return wait is not None and wait.count <= 0 and fan.top.wait is not wait

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Feed:
     """An observer's place in one topic's log."""
 
-    __slots__ = ("attachment", "cursor", "cut", "dropped", "lane", "last", "log", "loop", "on_next")
+    __slots__ = ("attachment", "cursor", "cut", "dropped", "first", "lane", "last", "log", "loop", "on_next")
 
     def __init__(self, attachment: Attachment, log: Log) -> None:
         self.attachment = attachment
@@ -27,6 +27,7 @@ class Feed:
         self.log = log
         self.loop = attachment.loop
         self.cursor = log.tail  # the last event delivered, or skipped; moved by the holder of the lane's turn
+        self.first = self.cursor.id  # what came up to it is not meant for it
         self.on_next: Callable[[Any], object] | None = attachment.on_next  # None: it has left
         self.last: int | None = None  # the last event that is meant for it, once the log feeds it no longer
         self.cut: int | None = None  # the id up to which it had come when it left; what came later is dropped

@@ -9,16 +9,17 @@ from contextvars import Context, copy_context
 from datetime import datetime
 from math import isnan
 from typing import TypeVar
+from weakref import WeakSet
 
 from reactivex import abc, typing
 from reactivex.disposable import Disposable
 from reactivex.scheduler import CurrentThreadScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
-from rxbus._acknowledgement import Acknowledgement, current_delivery
+from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, work_for
 from rxbus._clock import Clock, Timer
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
-from rxbus._here import Job
+from rxbus._here import Job, Once
 from rxbus._watch import Watch
 from rxbus._workers import Monitor, Workers
 from rxbus.errors import InvalidArgument
@@ -56,15 +57,23 @@ class BlockingScheduler(PeriodicScheduler):
         self.limit = max_workers
         self.handoff_after = handoff_after
         self.stall_after = stall_after
+        self._begin()
+        schedulers.add(self)
+
+    def _begin(self) -> None:
         self.waiting: dict[FanOut, None] = {}
         self.loops: dict[Acknowledgement, AbstractEventLoop] = {}
-        self._workers = Workers(max_workers)
-        self.monitor = Monitor(handoff_after, Watch(self, handoff_after, stall_after).look)
+        self._workers = Workers(self.limit)
+        self.monitor = Monitor(self.handoff_after, Watch(self, self.handoff_after, self.stall_after).look)
         self._clock = Clock()
         self.guards = [self._workers.lock, self.monitor.lock, self._clock.lock]
         self._closing = False  # what is scheduled outside of a delivery is given up
         self._lock = threading.RLock()  # guards the fields below
         self._buses: dict[int, None] = {}
+
+    def _inherit(self) -> None:
+        """In a forked child: the threads exist in the parent only."""
+        self._begin()
 
     @property
     def workers(self) -> int:
@@ -132,7 +141,7 @@ class BlockingScheduler(PeriodicScheduler):
         if seconds <= 0:
             return self.schedule(action, state)
         scheduled = _Scheduled(self, lambda: self.invoke_action(action, state))
-        return scheduled.begin(lambda one: one.also(self._clock.call_after(seconds, one.ring)))
+        return scheduled.begin(lambda one: one.also(self._clock.call_after(seconds, one.ring, one.disposable.dispose)))
 
     def schedule_absolute(
         self, duetime: typing.AbsoluteTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
@@ -142,16 +151,20 @@ class BlockingScheduler(PeriodicScheduler):
         return self.schedule_relative((due - self.now).total_seconds(), action, state)
 
 
+schedulers: WeakSet[BlockingScheduler] = WeakSet()
+
+
 class _Scheduled:
     """An action on its way: it runs once, or is disposed of once; either settles what it holds of its delivery."""
 
     def __init__(self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase]) -> None:
         self._scheduler = scheduler
         self._action = action
-        self._delivery = current_delivery()
+        self._place = current_place()
+        self._delivery = self._place if isinstance(self._place, Delivery) else None
         self._held: Acknowledgement | None = None
         self._context = copy_context()
-        self._taken: list[bool] = []  # appended to by who runs or disposes of it: the first one does
+        self._right = Once()  # of who runs or disposes of it
         self._timer: Timer | None = None
         self._result: abc.DisposableBase | None = None
         self.disposable = Disposable(self._dispose)
@@ -166,7 +179,7 @@ class _Scheduled:
                 return self.disposable
             start(self)
         except BaseException:  # interrupted: it may not be on its way
-            self._taken.append(True)
+            self._right.take()
             if self._held is not None:
                 self._held._give()
             self.disposable.dispose()
@@ -187,7 +200,11 @@ class _Scheduled:
         """Has it run now: on a worker, or by the publisher that waits for it."""
         scheduler, delivery = self._scheduler, self._delivery
         if scheduler.limit is not None and delivery is not None:
+            lane = delivery.feed.lane
+            lane.due[self._run] = None
             offered = (delivery.wait or delivery.fan.top.waiting()).offer(self._run)
+            for wait in lane.awaited():
+                wait.ring()
             if offered and scheduler.limit == 0:
                 return
         if scheduler.limit == 0:
@@ -198,13 +215,13 @@ class _Scheduled:
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            self._taken.append(True)
-            if len(self._taken) > 1:
+            if not self._right.take():
                 return
-            if self._delivery is None:
+            self._is_due_no_more()
+            if self._place is None:
                 self._act()
             else:
-                self._delivery.resume(self._act)
+                work_for(self._place, self._act)
         except BaseException as raised:
             error = raised
         try:
@@ -214,6 +231,7 @@ class _Scheduled:
             raise
 
     def _end(self, error: BaseException | None) -> None:
+        self._place = self._delivery = None
         if self._held is not None:
             self._held._give(error)
         elif error is not None and is_ctrl_c(error):
@@ -222,6 +240,10 @@ class _Scheduled:
             logger.error("a scheduled action failed", exc_info=error)
         if self._result is not None and self.disposable.is_disposed:
             self._result.dispose()
+
+    def _is_due_no_more(self) -> None:
+        if self._delivery is not None:
+            self._delivery.feed.lane.due.pop(self._run, None)
 
     def _act(self) -> None:
         action, context = self._action, self._context
@@ -237,10 +259,11 @@ class _Scheduled:
             if self._timer is not None:
                 self._timer.dispose()
         finally:
-            self._taken.append(True)
-            if len(self._taken) == 1:
+            first = self._right.take()
+            if first:
+                self._is_due_no_more()
                 self._forget()
-            if len(self._taken) == 1 and self._held is not None:
+            if first and self._held is not None:
                 self._held._give()
             elif self._result is not None:
                 self._result.dispose()

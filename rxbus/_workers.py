@@ -153,6 +153,7 @@ class Workers:
                 job()
             except BaseException:  # a handler's has been taken care of: this is ours, and the worker lives on
                 logger.exception("a job of the bus failed; this is a defect of rxbus")
+            del job  # it must not be pinned while there is nothing to do
 
     def _next(self, worker: Worker) -> Job | None:
         """Waits for what a worker is to do next; None: it ends."""

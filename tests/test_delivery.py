@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import reactivex as rx
 from reactivex import operators as ops
+from reactivex.subject import Subject
 
-from rxbus import BlockingScheduler, Event, EventBus, PublishError, Receipt, defer
+from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, PublishError, Receipt, defer
 from rxbus._fan_out import Wait
-from rxbus._here import Here, PutOff, local, pass_on_later, places, run_later
+from rxbus._here import Here, Once, PutOff, local, pass_on_later, places, run_later
 from rxbus._lane import Lane, LockedLane
+from rxbus.operators import buffered
 
 PATIENCE = 10.0
 Handler = Callable[[Event[Any]], None]
@@ -844,3 +846,73 @@ def test_a_job_put_off_that_two_have_done_takes_none_off_that_was_put_off_anew()
     pass_on_later(here)
     places[here.thread] = local.here  # as it was
     assert len(done) == 2
+
+
+def test_a_cause_comes_first_though_the_observer_attached_in_between(bus: EventBus) -> None:
+    """It knows nothing of the topic of the middle one: that one's own causes count nevertheless."""
+    seen: list[str] = []
+    inside, go = threading.Event(), threading.Event()
+    late: Subject[Any] = Subject()
+
+    def middle(event: Event[Any]) -> None:
+        attaching = threading.Thread(target=late.on_next, args=(None,))
+        attaching.start()
+        attaching.join(PATIENCE)
+        bus.publish("c", "effect")
+        go.set()
+
+    def observer(event: Event[Any]) -> None:
+        seen.append(event.payload)
+        if event.payload == "block":
+            inside.set()
+            assert go.wait(PATIENCE)
+
+    bus.subscribe("b").subscribe(lambda event: event.payload == "cause" and bus.publish("a", "middle"))
+    bus.subscribe("a").subscribe(middle)
+    joined = rx.merge(bus.subscribe("b"), bus.subscribe("c"), late.pipe(ops.flat_map(lambda _: bus.subscribe("a"))))
+    joined.subscribe(observer)
+    first = threading.Thread(target=bus.publish, args=("b", "block"))
+    first.start()
+    assert inside.wait(PATIENCE)
+    bus.publish("b", "cause")
+    first.join(PATIENCE)
+    assert seen == ["block", "cause", "effect"]
+
+
+@pytest.mark.timeout(30)
+def test_a_full_pool_that_waits_for_an_observer_serves_it() -> None:
+    """Before the worker's event lies one whose publisher has gone: nobody else would come for the mail."""
+    first, go, inside = threading.Event(), threading.Event(), threading.Event()
+    published = threading.Event()
+    with EventBus(BlockingScheduler(1)) as bus:
+
+        def slow(event: Event[int]) -> None:
+            if event.payload == 1:
+                inside.set()
+                assert first.wait(PATIENCE)
+
+        def worker(event: Event[Any]) -> None:
+            assert go.wait(PATIENCE)
+            bus.publish("a", 3)
+            published.set()
+
+        bus.subscribe("a").subscribe(slow)
+        bus.subscribe("a").subscribe(nothing)
+        bus.subscribe("b").pipe(buffered(1)).subscribe(worker)
+        bus.publish("b")
+        one = threading.Thread(target=bus.publish, args=("a", 1))
+        one.start()
+        assert inside.wait(PATIENCE)
+        with pytest.raises(AcknowledgementTimeout):
+            bus.publish("a", 2, timeout=0.01)
+        go.set()
+        while not bus._scheduler.waiting:  # the worker's publish
+            pass
+        first.set()
+        one.join(PATIENCE)
+        assert published.wait(PATIENCE)
+
+
+def test_a_right_is_taken_once() -> None:
+    right = Once()
+    assert [right.take(), right.take(), right.take()] == [True, False, False]

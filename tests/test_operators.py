@@ -1337,3 +1337,91 @@ def test_publishers_do_not_wait_for_the_only_worker(overflow: Overflow, republis
     kept = {"block": [0, 1, 2, 3, 4], "drop_oldest": [3, 4], "drop_newest": [0, 1], "error": [0, 1]}
     assert [n for n in log if n != 9] == kept[overflow]
     assert log.count(9) <= republish
+
+
+@pytest.mark.timeout(30)
+def test_a_ring_that_closes_while_the_publish_waits_is_found(bus: EventBus, spawn: Spawn) -> None:
+    """A second handler publishes into the full buffer after all others have begun to wait."""
+    first, door, waits, handed = (threading.Event() for _ in range(4))
+
+    def handle(event: Event[int]) -> None:
+        if event.payload == 1:
+            first.set()
+            assert door.wait(PATIENCE)
+            with pytest.raises(PublishError):
+                bus.publish("y")
+
+    def into_it(event: Event[Any]) -> None:
+        handed.set()
+        assert waits.wait(PATIENCE)
+        bus.publish("x", 4)
+
+    bus.subscribe("x").pipe(buffered(1)).subscribe(handle)
+    bus.subscribe("y").subscribe(lambda event: handed.wait(PATIENCE) and None)
+    bus.subscribe("y").subscribe(into_it)  # on a worker, since the first is slow
+    bus.publish("x", 1)
+    assert first.wait(PATIENCE)
+    bus.publish("x", 2)
+    third = spawn(bus.publish, "x", 3)  # waits for room
+    (lane,) = [attachment.lane for attachment in bus._registry.attachments if attachment.home.name == "x"]
+    while lane.blocked is None:
+        pass
+    door.set()
+    while not bus._scheduler.waiting:  # "y" has begun to wait
+        pass
+    waits.set()
+    third.result(PATIENCE)
+
+
+@pytest.mark.timeout(30)
+def test_what_a_buffer_drops_is_let_go_of_outside_its_lock(bus: EventBus, spawn: Spawn) -> None:
+    users, gate, inside = threading.Lock(), threading.Event(), threading.Event()
+    dying = threading.Event()
+
+    class Payload:
+        def __del__(self) -> None:
+            dying.set()
+            assert users.acquire(timeout=PATIENCE)
+            users.release()
+
+    def handle(event: Event[Any]) -> None:
+        inside.set()
+        assert gate.wait(PATIENCE)
+
+    bus.subscribe("a").pipe(buffered(1, "drop_oldest")).subscribe(handle)
+    bus.subscribe("b").pipe(buffered(9)).subscribe(lambda event: None)
+    bus.publish("a")
+    assert inside.wait(PATIENCE)
+    bus.publish("a", Payload())
+
+    def other() -> None:
+        with users:
+            assert dying.wait(PATIENCE)
+            bus.publish("b")
+
+    others = spawn(other)
+    while not users.locked():
+        pass
+    bus.publish("a")  # drops it
+    others.result(PATIENCE)
+    gate.set()
+
+
+@pytest.mark.timeout(30)
+async def test_a_task_that_cannot_be_made_fails_the_publish(abus: EventBus) -> None:
+    async def handle(event: Event[Any]) -> None: ...
+
+    def refuse(loop: Any, coroutine: Any, **named: Any) -> Any:
+        raise TypeError("no such task")
+
+    abus.subscribe("a").subscribe(handle)
+    abus.subscribe("b").pipe(map_async(handle)).subscribe()
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(refuse)
+    try:
+        for topic in ("a", "b"):
+            with pytest.raises(PublishError) as caught:
+                await abus.publish_async(topic)
+            assert "no such task" in str(caught.value.exceptions[0])
+    finally:
+        loop.set_task_factory(None)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import signal
 import threading
 import weakref
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from reactivex import operators as ops
 
 from rxbus import BlockingScheduler, Event, EventBus, InvalidArgument, PublishError, RxBusError
+from rxbus.operators import buffered
 
 PATIENCE = 10.0
 SOON = 0.01
@@ -270,4 +275,111 @@ def test_a_kept_disposable_pins_nothing(bus: EventBus, way: str) -> None:
     else:
         kept.dispose()
     bus.close()
+    assert gone() is None
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+def test_an_action_is_done_by_the_thread_that_waits_for_it_above(max_workers: int | None) -> None:
+    """Behind a buffer another publish begins while the first waits for an action that keeps the observer's turn."""
+    with EventBus(BlockingScheduler(max_workers)) as bus:
+        seen: list[str] = []
+        for chain in (ops.observe_on(bus.scheduler), ops.delay(SOON, scheduler=bus.scheduler)):
+            bus.subscribe("log.*").pipe(chain).subscribe(lambda event: seen.append(event.topic))
+        bus.subscribe("log.a").pipe(buffered(9)).subscribe(lambda event: bus.publish("log.b"))
+        bus.publish("log.a")
+    assert sorted(seen) == ["log.a", "log.a", "log.b", "log.b"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+async def test_closing_where_the_publisher_has_to_do_what_is_scheduled(max_workers: int | None) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    seen: list[Any] = []
+    bus.subscribe("a").pipe(ops.delay(SOON, scheduler=bus.scheduler)).subscribe(seen.append)
+    publishing = asyncio.ensure_future(bus.publish_async("a"))
+    await asyncio.sleep(0)
+    bus.close()
+    assert [event.id for event in seen] == [(await publishing).event.id]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+def test_closing_in_a_signal_handler_where_the_publisher_waits(max_workers: int | None) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    seen: list[Any] = []
+
+    def wait(event: Any) -> None:
+        threading.Timer(SOON, signal.raise_signal, (signal.SIGUSR1,)).start()
+
+    bus.subscribe("a").subscribe(wait)
+    bus.subscribe("a").pipe(ops.delay(10 * SOON, scheduler=bus.scheduler)).subscribe(seen.append)
+    before = signal.signal(signal.SIGUSR1, lambda *_: bus.close())
+    try:
+        assert bus.publish("a").acknowledged == 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    bus.close()
+    assert len(seen) == 1
+
+
+@pytest.mark.timeout(30)
+def test_what_a_delivery_has_scheduled_is_given_up_with_its_scheduler() -> None:
+    """The one that has scheduled it is another bus's: nobody else waits for it."""
+    other = EventBus()
+    with EventBus() as bus:
+        scheduled = threading.Event()
+
+        def handle(event: Any) -> None:
+            other.scheduler.schedule_relative(1000, lambda *_: None)
+            scheduled.set()
+
+        bus.subscribe("a").subscribe(handle)
+        publishing = threading.Thread(target=bus.publish, args=("a",))
+        publishing.start()
+        assert scheduled.wait(PATIENCE)
+        other.close()
+        publishing.join(PATIENCE)
+        assert not publishing.is_alive()
+
+
+@pytest.mark.parametrize("way", ["observe_on", "delay"])
+def test_the_cause_is_kept_behind_a_buffer_on_the_scheduler(bus: EventBus, way: str) -> None:
+    chain = ops.observe_on(bus.scheduler) if way == "observe_on" else ops.delay(SOON, scheduler=bus.scheduler)
+    causes: SimpleQueue[int | None] = SimpleQueue()
+    bus.subscribe("b").subscribe(lambda event: causes.put(event.cause))
+    bus.subscribe("a").pipe(buffered(5), chain).subscribe(lambda event: bus.publish("b"))
+    cause = bus.publish("a").event.id
+    assert causes.get(timeout=PATIENCE) == cause
+
+
+@pytest.mark.parametrize("way", ["observe_on", "delay"])
+def test_a_failed_action_pins_no_payload(bus: EventBus, way: str) -> None:
+    class Big: ...
+
+    def fail(event: Any) -> None:
+        raise ValueError
+
+    chain = ops.observe_on(bus.scheduler) if way == "observe_on" else ops.delay(SOON, scheduler=bus.scheduler)
+    kept = bus.subscribe("a").pipe(chain).subscribe(fail)
+    payload = Big()
+    gone = weakref.ref(payload)
+    with suppress(PublishError):
+        bus.publish("a", payload)
+    del payload
+    bus.scheduler.join(PATIENCE)
+    gc.collect()
+    assert gone() is None
+    kept.dispose()
+
+
+def test_an_idle_worker_pins_nothing(bus: EventBus) -> None:
+    class Big: ...
+
+    state, done = Big(), threading.Event()
+    gone = weakref.ref(state)
+    bus.scheduler.schedule(lambda *_: done.set(), state)
+    del state
+    assert done.wait(PATIENCE)
+    bus.scheduler.join(PATIENCE)
     assert gone() is None
