@@ -19,7 +19,7 @@ import msgspec
 
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger, logger
-from rxbus._here import Here, Origin, Reentered, local, run_later
+from rxbus._here import Here, Origin, Reentered, local
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
@@ -210,7 +210,11 @@ class Delivery:
             self.wait.ring()
 
     def resume(self, call: Callable[[], T]) -> T:
-        """Has this thread work for the delivery: what a call publishes, defers and schedules belongs to it."""
+        """Has this thread work for the delivery: what a call publishes, defers and schedules belongs to it.
+
+        Whoever gives an acknowledgement for the call runs what was put off (`run_later`) afterwards: it may wait for
+        the very turn that goes with it.
+        """
         here = local.here
         before = here.feed, here.event, here.fan, here.delivery, here.origin
         here.feed, here.event, here.fan, here.delivery, here.origin = self.feed, self.fan.event, self.fan, self, None
@@ -218,8 +222,6 @@ class Delivery:
             return call()
         finally:  # no context manager: an interrupt could strike when it has been entered, or is to be left
             here.feed, here.event, here.fan, here.delivery, here.origin = before
-            if here.later:
-                run_later(here)
 
 
 def current_fan_out(here: Here) -> FanOut:

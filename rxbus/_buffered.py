@@ -193,9 +193,7 @@ class Buffer:
     def _wait_and_enter(self, item: _Item, here: Here) -> bool:
         """Waits for room; False where the buffer has been stopped."""
         led_by = here.origin or (None if here.fan is None else here.fan.origin)
-        below = [
-            fan.origin for fan in here.outer if fan.origin is not None
-        ]  # it helps another publisher in their midst
+        below = [fan.origin for fan in here.outer if fan.origin is not None]  # another is helped in their midst
         upstream = led_by.holder if led_by is not None else None
         lanes = lanes_held(here)
         bell: SimpleQueue[None] = SimpleQueue()

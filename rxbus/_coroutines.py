@@ -23,7 +23,7 @@ from rxbus._acknowledgement import (
     work_for,
 )
 from rxbus._fan_out import logger
-from rxbus._here import Origin, local
+from rxbus._here import Origin, local, run_later
 from rxbus.errors import InvalidArgument, RxBusError
 
 _T = TypeVar("_T")
@@ -259,6 +259,7 @@ class Mapping:
         except BaseException as raised:
             error = raised
         _give(owed, error)
+        run_later(local.here)
 
     def _emit(self, task: asyncio.Task[Any]) -> None:
         failure = RxBusError("the coroutine was cancelled") if task.cancelled() else task.exception()

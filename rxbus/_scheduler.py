@@ -19,7 +19,7 @@ from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, work_for
 from rxbus._clock import Clock, Timer
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
-from rxbus._here import Job, Once
+from rxbus._here import Job, Once, local, run_later
 from rxbus._watch import Watch
 from rxbus._workers import Monitor, Workers
 from rxbus.errors import InvalidArgument
@@ -229,6 +229,7 @@ class _Scheduled:
         except BaseException:  # interrupted
             self._end(error)
             raise
+        run_later(local.here)
 
     def _end(self, error: BaseException | None) -> None:
         self._place = self._delivery = None

@@ -20,7 +20,7 @@ from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, wor
 from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
-from rxbus._here import Origin
+from rxbus._here import Origin, local, run_later
 from rxbus.errors import InvalidArgument
 
 __all__ = ["Overflow", "buffered", "map_async", "observe_on", "only_payload"]
@@ -144,6 +144,7 @@ class _FarSide:
         except BaseException:  # interrupted
             self._done(owed, error)
             raise
+        run_later(local.here)
         if error is not None and owed is None:
             raise error
 

@@ -54,9 +54,8 @@ class Trial:
             ops.delay(0.003, scheduler=self.bus.scheduler),
             observe_on(self.bus.scheduler),
             ops.observe_on(self.bus.scheduler),
+            buffered(2, self.dice.choice(("drop_newest", "drop_oldest"))),
         ]
-        if self.bus.scheduler.limit != 0:
-            chains.append(buffered(2, self.dice.choice(("drop_newest", "drop_oldest"))))
         return self.dice.choice(chains)
 
     def _handle(self, event: Event[Any]) -> None:
