@@ -69,7 +69,7 @@ class Clock:
             if self._worker is not None:
                 self._worker.jobs.put(None)
             elif not self._start():
-                timer.call = None
+                timer.call = timer.lost = None
                 raise RxBusError("nothing can be scheduled for later: the system can start no thread")
         return timer
 

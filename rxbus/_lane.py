@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rxbus._acknowledgement import Claim, Delivery
+from rxbus._causes import owed_causes, owes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
 from rxbus.errors import RxBusError
@@ -336,45 +337,19 @@ def _catch_up(here: Here, lane: Lane, trail: Trail) -> None:
 
     No recursion: what is owed may have causes on further topics, and those others.
     """
-    owed = _owed(lane, trail)
+    owed = owed_causes(lane, trail)
     while owed and not here.kept:
         feed, id = owed[-1]
         entry = feed.cursor.next
-        if entry is None or not _owes(feed, id):
+        if entry is None or not owes(feed, id):
             owed.pop()
             continue
         before = None if entry.fan is None else entry.fan.trail
-        more = [] if before is None else _owed(lane, before)
+        more = [] if before is None else owed_causes(lane, before)
         if more:
             owed += more
         else:
             _deliver(here, feed, entry, None)
-
-
-def _owed(lane: Lane, trail: Trail) -> list[tuple[Feed, int]]:
-    """The causes of an event that a lane has not come to, the nearest first.
-
-    A cause that it has been given has been caught up with itself, and ends the search; one from before it was attached
-    to that topic, or from where it has left, tells nothing of the others.
-    """
-    owed: list[tuple[Feed, int]] = []
-    cause: Trail | None = trail
-    while cause is not None:
-        feeds = [feed for one in list(lane.attachments) if (feed := one.feeds.get(cause.log)) is not None]
-        late = [(feed, cause.id) for feed in feeds if _owes(feed, cause.id)]
-        if not late and any(feed.first < cause.id and feed.on_next is not None for feed in feeds):
-            break
-        owed += late
-        cause = cause.before
-    return owed
-
-
-def _owes(feed: Feed, id: int) -> bool:
-    """Whether an observer has not come to an event, or to one before it, that is meant for it."""
-    entry = feed.cursor.next
-    if entry is None or entry.id > id or feed.on_next is None:
-        return False
-    return feed.last is None or entry.id <= feed.last  # it leaves just now, and the log goes on without it
 
 
 def _told(error: BaseException, own: bool) -> BaseException:

@@ -163,7 +163,7 @@ def _bound(path: Path, show: Callable[[], object]) -> socket.socket:
         server.listen(BACKLOG)
         server.setblocking(False)  # one that has gone before it was accepted holds nobody up
         show()
-    except BaseException:
+    except BaseException:  # whatever it is, the socket must not stay
         server.close()
         raise
     return server

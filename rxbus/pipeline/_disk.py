@@ -90,7 +90,7 @@ class DiskStore:
             try:
                 write_whole(path / METADATA, msgspec.json.format(metadata, indent=2))
                 write_whole(path / STRUCTURE, msgspec.json.format(msgspec.json.encode(structure), indent=2))
-            except BaseException:
+            except BaseException:  # a full disk, or Ctrl-C: half a build is none
                 build.abandon()
                 shutil.rmtree(path, ignore_errors=True)
                 raise
@@ -304,7 +304,7 @@ class _Build:
             left = memoryview(line)
             while left:
                 left = left[os.write(self._log, left) :]
-        except BaseException:
+        except BaseException:  # a full disk, or Ctrl-C
             with suppress(OSError):
                 os.ftruncate(self._log, self._logged)  # half a line may be the last one only
             raise

@@ -139,7 +139,7 @@ def locked(path: Path) -> int:
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks is as a platform without them
                 fcntl.flock(file, fcntl.LOCK_EX)
-    except BaseException:
+    except BaseException:  # Ctrl-C, while another has it locked
         os.close(file)
         raise
     return file
@@ -154,34 +154,28 @@ def unlock(file: int) -> None:
 
 def is_free(path: Path) -> bool:
     """Whether it is certain that no process has it locked: False where it is not there, or locks do not work."""
-    if fcntl is None:
-        return False
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(file)
-    return True
+    return _refused(path, shared=False) == ""
 
 
 def is_locked(path: Path) -> bool:
+    """Whether it is certain that a process has it locked; see `is_free`."""
+    return _refused(path, shared=True) == "locked"
+
+
+def _refused(path: Path, shared: bool) -> str:
+    """Tries to lock a file; says why it could not, if it could not."""
     if fcntl is None:
-        return False
+        return "no locks"
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
-        return False
+        return "no file"
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return "locked"
     except OSError:
-        return False
+        return "no locks"
     finally:
         os.close(file)
-    return False
+    return ""

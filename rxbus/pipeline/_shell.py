@@ -98,7 +98,7 @@ class _Run:
         running.add(process)
         try:
             self._follow(process)
-        except BaseException:
+        except BaseException:  # what a subscriber or Ctrl-C raises here: no command is left behind
             _signal(process, force=True)
             process.wait()
             raise

@@ -123,7 +123,7 @@ class State:
         """Ends a build: what has not ended in it is dead. Where that cannot be written, the log tells."""
         try:
             self._store.finish(build_number)
-        except Exception:
+        except Exception:  # a full disk, or what fails otherwise: builds go on
             logger.exception("the end of build %d cannot be written", build_number)
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class State:
             self._take_in(event.payload)
         except UnknownBuild as error:
             logger.info("an update is left out, as it is of no build that was started here: %s", error)
-        except Exception:
+        except Exception:  # anybody may publish anything, and the disk may be full
             logger.exception("an update is not in the state: %s", about(event.payload))
         else:
             self._tell(event.payload)
@@ -170,7 +170,7 @@ class State:
             return
         try:
             self._store.truncate(self._max_builds)
-        except Exception:
+        except Exception:  # they stay until the next time
             logger.exception("old builds cannot be removed")
 
 
@@ -203,7 +203,7 @@ def _is_no_time(key: str, value: Any) -> bool:
 def _can_be_kept(key: str, value: Any) -> bool:
     try:
         _checked({key: value})
-    except Exception:
+    except Exception:  # it is asked whether
         return False
     return True
 
