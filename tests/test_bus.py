@@ -771,6 +771,9 @@ def test_a_forked_child_finds_its_inherited_bus_closed_and_may_make_another(
     bus.subscribe("a").subscribe(hold if held == "a turn" else lambda event: None)
     if held != "a turn":
         bus.publish("a")
+    used = threading.Event()
+    bus.scheduler.schedule_relative(0.001, lambda *_: used.set())  # it has a clock, and a worker
+    assert used.wait(PATIENCE)
     log = bus._registry.logs["a"]
     holding = {"a turn": lambda: bus.publish("a"), "the ledger": hold_the_ledger, "the order": hold_the_order}
     if held in holding:
