@@ -318,7 +318,8 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
         engine = log.hub.engine
         here = local.here
         try:
-            engine.monitor.wake()
+            if wait.count > 0:  # else the bus may have been closed by now
+                engine.monitor.wake()
             if fan.root is None:
                 engine.waiting[fan] = None
             if wait.count > 0 and _is_holding(here, log):

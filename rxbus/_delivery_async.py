@@ -47,7 +47,8 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         else:
             hand_over(fan)
             _end_round_async(fan)
-        engine.monitor.wake()
+        if wait.count > 0:
+            engine.monitor.wake()
         if fan.root is None:
             engine.waiting[fan] = None
         in_time = await _wait(wait, settled, timeout)

@@ -100,6 +100,7 @@ class BlockingScheduler(PeriodicScheduler):
         with self._lock:
             self._buses[id(bus)] = None
             self._workers.open()
+            self.monitor.open()
 
     def release(self, bus: object) -> None:
         """A bus has been closed; with the last one all threads end. Can be made again."""

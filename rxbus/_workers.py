@@ -269,6 +269,7 @@ class Monitor:
         self.lock = threading.RLock()
         self._worker: Worker | None = None
         self._ending = False
+        self._closed = False  # it does not stay: a publisher that woke up late has what it needs, and leaves no thread
         self.asleep = True  # it takes a `wake` to have it look soon; read without the lock by every publish
 
     def wake(self) -> None:
@@ -295,13 +296,18 @@ class Monitor:
                 self._worker.jobs.put(None)
 
     def close(self) -> None:
-        """Ends its thread; `wake` starts another."""
+        """Ends its thread; `wake` starts another, which ends as soon as there is nothing to see."""
+        self._closed = True
         with self.lock:
             worker, self._ending = self._worker, True
             if worker is not None:
                 worker.jobs.put(None)
         if worker is not None and worker.thread is not threading.current_thread():
             worker.thread.join()
+
+    def open(self) -> None:
+        """Lets its thread stay, from now on."""
+        self._closed = False
 
     def _run(self, worker: Worker) -> None:
         nothing = 0
@@ -311,7 +317,7 @@ class Monitor:
             nothing = 0 if seen is not None else nothing + 1
             pause = min(2 * pause, self.SLOWEST) if seen is False else self._interval
             if nothing > self.LINGER:
-                rung = self._doze(worker, IDLE_SECONDS)
+                rung = self._doze(worker, 0.0 if self._closed else IDLE_SECONDS)
                 if not rung and self._retire():
                     return
             elif pause > self._interval:

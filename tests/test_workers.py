@@ -441,3 +441,17 @@ def test_wakes_from_many_threads_start_one_monitor(spawn: Callable[..., Future[A
     threads = [spawn(wake) for _ in range(8)]
     assert len({thread.result(PATIENCE) for thread in threads}) == 1
     look.monitor.close()
+
+
+def test_a_monitor_that_is_woken_after_its_end_does_not_stay() -> None:
+    looked = threading.Event()
+    monitor = Monitor(0.001, lambda: looked.set())  # nothing to see
+    monitor.wake()
+    assert looked.wait(PATIENCE)
+    monitor.close()
+    looked.clear()
+    monitor.wake()
+    late = next(thread for thread in threading.enumerate() if thread.name == "rxbus-monitor")
+    assert looked.wait(PATIENCE)
+    late.join(PATIENCE / 2)
+    assert not late.is_alive()
