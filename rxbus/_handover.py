@@ -61,10 +61,24 @@ def hand(feed: Feed, fan: FanOut) -> None:
 
 
 def hand_over(fan: FanOut) -> int:
-    """Has workers deliver to all lanes that the publisher has not come to; says to how many."""
-    rest = list(fan.rest)
-    with suppress(IndexError):
-        rest.append((fan.last or []).pop())
-    for feed in rest:
-        hand(feed, fan)
+    """Has workers deliver to all lanes that the publisher has not come to; says to how many.
+
+    A nested publisher is kept from leaving meanwhile: between the taking off and the handing nothing is counted yet,
+    and what it has begun would be nobody's.
+    """
+    nested = fan.waiting() if fan.root is not None else None
+    if nested is not None:
+        with ledger:
+            nested.count += 1
+    try:
+        rest = list(fan.rest)
+        with suppress(IndexError):
+            rest.append((fan.last or []).pop())
+        for feed in rest:
+            hand(feed, fan)
+    finally:
+        if nested is not None:
+            with ledger:
+                nested.count -= 1
+            nested.ring()
     return len(rest)

@@ -18,13 +18,15 @@ import reactivex as rx
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, PublishError, Receipt, defer
-from rxbus._fan_out import Wait
+from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, PublishError, Receipt, _handover, defer
+from rxbus._fan_out import FanOut, Wait
 from rxbus._here import Here, Once, PutOff, local, pass_on_later, places, run_later
 from rxbus._lane import Lane, LockedLane
+from rxbus._observer import Feed
 from rxbus.operators import buffered
 
 PATIENCE = 10.0
+MOMENT = 0.02  # seconds in which something that must not happen is given the chance to
 Handler = Callable[[Event[Any]], None]
 
 
@@ -162,6 +164,36 @@ def test_a_handler_stuck_in_a_nested_publish_does_not_keep_its_neighbours(bus: E
     bus.subscribe("outer").subscribe(lambda event: neighbour.set())
     bus.publish("outer")
     assert results == [True]
+
+
+def test_a_nested_publisher_waits_for_what_is_just_being_handed_over(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monitor has taken its neighbours off the stuck round, and has not given them to workers yet."""
+    taken, left, returned = threading.Event(), threading.Event(), threading.Event()
+    hand = _handover.hand
+
+    def late(feed: Feed, fan: FanOut) -> None:
+        taken.set()
+        assert left.wait(PATIENCE)
+        returned.wait(MOMENT)  # it must not
+        hand(feed, fan)
+
+    def stuck(event: Event[Any]) -> None:
+        assert taken.wait(PATIENCE)
+        left.set()
+
+    def nest(event: Event[Any]) -> None:
+        receipts.append(bus.publish("inner"))
+        returned.set()
+
+    monkeypatch.setattr(_handover, "hand", late)
+    receipts: list[Receipt] = []
+    bus.subscribe("outer").subscribe(nest)
+    bus.subscribe("inner").subscribe(stuck)
+    bus.subscribe("inner").subscribe(nothing)
+    bus.publish("outer")
+    assert [(receipt.acknowledged, receipt.queued) for receipt in receipts] == [(2, 0)]
 
 
 def test_with_a_full_pool_publishers_do_it_themselves() -> None:
