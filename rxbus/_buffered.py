@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -16,6 +15,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
 from rxbus._acknowledgement import current_fan_out, lanes_held, work_for
+from rxbus._bell import Bell, ring_all
 from rxbus._fan_out import FanOut, ledger, logger, pending
 from rxbus._here import Engine, Here, Holder, Job, Origin, PutOff, Reentered, local, run_later
 from rxbus._workers import Workers
@@ -104,7 +104,7 @@ class Buffer:
         self._in_hand: Origin | None = None  # of the item that what follows is at work on
         self._handing = False
         self._submitted = False  # a worker is on its way, or at work
-        self._at_the_door: list[SimpleQueue[None]] = []  # those who wait for room: rung when an item is taken out
+        self._at_the_door: list[Bell] = []  # those who wait for room: rung when an item is taken out
         self._waits_for: Buffer | None = None  # the buffer that the item in hand waits for room in
         self._stopped = False
         self.name = "a handler"  # whose buffer it is
@@ -132,7 +132,7 @@ class Buffer:
             dropped, self._items = self._items, none
             self._held = 0
         del dropped  # not under the lock: destructors are user code
-        self._ring()
+        ring_all(self._at_the_door)
 
     def check(self, fan: FanOut) -> None:
         """See `Holder`."""
@@ -196,7 +196,7 @@ class Buffer:
         below = [fan.origin for fan in here.outer if fan.origin is not None]  # another is helped in their midst
         upstream = led_by.holder if led_by is not None else None
         lanes = lanes_held(here)
-        bell: SimpleQueue[None] = SimpleQueue()
+        bell = Bell()
         try:
             with buffers:
                 self._at_the_door.append(bell)
@@ -215,7 +215,7 @@ class Buffer:
                 self._begin(here)
                 # A full pool must not keep us waiting for a worker.
                 if self._limit is None or not self._hand_on():
-                    bell.get()
+                    bell.wait()
         finally:
             try:
                 self._leave_the_door(bell, lanes, upstream)
@@ -224,7 +224,7 @@ class Buffer:
                 raise
         return entered
 
-    def _leave_the_door(self, bell: SimpleQueue[None], lanes: set[Lane], upstream: Holder | None) -> None:
+    def _leave_the_door(self, bell: Bell, lanes: set[Lane], upstream: Holder | None) -> None:
         with suppress(ValueError):
             self._at_the_door.remove(bell)
         for lane in lanes:
@@ -233,10 +233,6 @@ class Buffer:
             upstream._waits_for = None
         if self._items and not self._handing:  # it may have been this thread that was handing on
             self._begin(local.here)
-
-    def _ring(self) -> None:
-        for bell in list(self._at_the_door):
-            bell.put(None)
 
     def _refuse_those_for(self, lanes: set[Lane]) -> None:
         """The lanes will wait for room: fails what the handlers that have to make it publish to those very lanes."""
@@ -273,7 +269,7 @@ class Buffer:
                     self._handing = True
             if item is None:
                 return False
-            self._ring()
+            ring_all(self._at_the_door)
             self._call(item)
         finally:
             if item is not None:

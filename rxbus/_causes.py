@@ -21,17 +21,9 @@ def owed_causes(lane: Lane, trail: Trail) -> list[tuple[Feed, int]]:
     cause: Trail | None = trail
     while cause is not None:
         feeds = [feed for one in list(lane.attachments) if (feed := one.feeds.get(cause.log)) is not None]
-        late = [(feed, cause.id) for feed in feeds if owes(feed, cause.id)]
+        late = [(feed, cause.id) for feed in feeds if feed.owes(cause.id)]
         if not late and any(feed.first < cause.id and feed.on_next is not None for feed in feeds):
             break
         owed += late
         cause = cause.before
     return owed
-
-
-def owes(feed: Feed, id: int) -> bool:
-    """Whether an observer has not come to an event, or to one before it, that is meant for it."""
-    entry = feed.cursor.next
-    if entry is None or entry.id > id or feed.on_next is None:
-        return False
-    return feed.last is None or entry.id <= feed.last  # it leaves just now, and the log goes on without it

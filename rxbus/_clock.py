@@ -7,9 +7,9 @@ import threading
 from itertools import count
 from time import monotonic
 
-from rxbus._fan_out import FOREVER, logger
+from rxbus._fan_out import logger
 from rxbus._here import Job
-from rxbus._workers import IDLE_SECONDS, Worker, is_rung
+from rxbus._workers import IDLE_SECONDS, Worker
 from rxbus.errors import RxBusError
 
 
@@ -62,12 +62,12 @@ class Clock:
         Raises:
             RxBusError: The system has no thread left to make it on.
         """
-        timer = Timer(self, monotonic() + min(seconds, FOREVER), call, lost)
+        timer = Timer(self, monotonic() + seconds, call, lost)
         with self.lock:
             self._pushed += 1
             heapq.heappush(self._queue, (timer.due, next(self._numbers), timer))
             if self._worker is not None:
-                self._worker.jobs.put(None)
+                self._worker.bell.ring()
             elif not self._start():
                 timer.call = timer.lost = None
                 raise RxBusError("nothing can be scheduled for later: the system can start no thread")
@@ -95,7 +95,7 @@ class Clock:
             workers = [*self._lent, *([self._worker] if self._worker is not None else [])]
             self._worker = None
         for worker in workers:
-            worker.jobs.put(None)
+            worker.bell.ring()
             if worker.thread is not threading.current_thread():
                 worker.thread.join()
         for _, _, timer in forgotten:
@@ -104,7 +104,7 @@ class Clock:
 
     def _start(self) -> bool:
         """Starts the thread, under the lock; False where the system has none left."""
-        worker = self._worker = Worker(None, self._run, "rxbus-clock")
+        worker = self._worker = Worker(self._run, "rxbus-clock")
         try:
             started = worker.start()
         except BaseException:  # interrupted: whether it runs is not known
@@ -132,7 +132,7 @@ class Clock:
                 due, pause = self._take()
                 if due is not None:
                     self._make(due)
-                elif not is_rung(worker, pause):
+                elif not worker.bell.wait(pause):
                     self._retire(worker)
         finally:
             self._lent.pop(worker, None)

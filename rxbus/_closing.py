@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
 from time import sleep
 
+from rxbus._bell import Bell
 from rxbus._fan_out import ledger, serve_owed
 from rxbus._here import Here, local, places
 from rxbus._lane import Lane
@@ -115,19 +114,18 @@ class _Flush:
 
     def __init__(self, lanes: set[Lane]) -> None:
         self.left = set(lanes)
-        self._said: SimpleQueue[None] = SimpleQueue()
+        self._said = Bell()
         for lane in lanes:
             lane.post(partial(self._say, lane))
 
     def _say(self, lane: Lane) -> None:
         self.left.discard(lane)
-        self._said.put(None)
+        self._said.ring()
 
     def wait(self, timeout: float | None) -> None:
         """Waits for the next to say so, or for so many seconds; not at all where all have."""
         if self.left:
-            with suppress(Empty):
-                self._said.get(timeout=timeout)
+            self._said.wait(timeout)
 
 
 def _give_what_is_deferred(lanes: set[Lane]) -> None:

@@ -18,20 +18,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rxbus._bell import Bell
 from rxbus._here import Here, Job, Origin, Trail, local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
     from rxbus._log import Log
     from rxbus._observer import Feed
-
-FOREVER = 1e8  # seconds, three years: more than that no clock takes
 
 logger = logging.getLogger("rxbus")
 
@@ -149,6 +147,8 @@ class FanOut(msgspec.Struct, eq=False):
                     self.event = self.context = None
                     self.feeds = ()
         del held
+        if wait.count > 0 and self.log.hub.engine.limit is not None:
+            wait.ring()  # whoever waits for the tree waits for this too now, and may have to do it itself
 
     def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None, counts: bool = True) -> None:
         """Keeps a failure for the publisher that is told of it: the nested one that waits for it, or the outermost."""
@@ -208,15 +208,13 @@ class Wait:
         # What it was offered to do; each stays until it is done. A `partial` for each offer, which is equal to itself
         # only: who takes off what was done twice must not take off the same that was offered anew.
         self.jobs: deque[partial[object]] = deque()
-        # What wakes the publisher. A queue, since ringing twice must be harmless, and ringing a publisher that has left
-        # must not raise.
-        self.bell: SimpleQueue[None] | None = None
+        self.bell: Bell | None = None  # what wakes the publisher
         self.wake: Callable[[], object] | None = None  # instead of the bell, where no thread waits
 
     def ring(self) -> None:
         """Has the publisher look. Not under the ledger."""
         if self.bell is not None:
-            self.bell.put(None)
+            self.bell.ring()
         if self.wake is not None:
             self.wake()
 
@@ -234,15 +232,13 @@ class Wait:
         """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed."""
         here = local.here
         owed = [fan.waiting() for fan in here.owed]
-        bell = next((wait.bell for wait in (self, *owed) if wait.bell is not None), SimpleQueue[None]())
+        bell = next((wait.bell for wait in (self, *owed) if wait.bell is not None), Bell())
         for wait in (self, *owed):  # one for all: whoever rings any of them wakes this thread
             wait.bell = bell
         outer, here.wait = here.wait, self
         try:
             while not self._is_over(here):
-                try:
-                    bell.get(timeout=None if deadline is None else min(max(0.0, deadline - monotonic()), FOREVER))
-                except Empty:
+                if not bell.wait(None if deadline is None else deadline - monotonic()):
                     break
             return self.count <= 0
         finally:
@@ -258,13 +254,18 @@ class Wait:
         return self.count <= 0
 
     def _do_what_is_due(self) -> None:
-        """In a limited pool: does what keeps the turns of the lanes that this publisher waits for; see `Lane.due`."""
+        """In a limited pool: does what the publisher waits for where nobody is at it, as all workers may be waiting.
+
+        These are scheduled actions that keep a lane's turn (see `Lane.due`), and events in lanes that are free.
+        """
         for fan in list(self.fans):
             if fan.log.hub.engine.limit is None:
                 return
             for feed in fan.feeds:
                 for job in list(feed.lane.due):
                     job()
+                if feed.owes(fan.id) and getattr(feed.lane, "free", False):
+                    feed.lane.post((feed, fan.id))
 
     def leave(self, submit: Callable[[Job], object]) -> None:
         """Ends the waiting, done or not, and passes on what it was offered and has not done. Can be made again."""

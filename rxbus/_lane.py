@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rxbus._acknowledgement import Claim, Delivery
-from rxbus._causes import owed_causes, owes
+from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
 from rxbus.errors import RxBusError
@@ -341,7 +341,7 @@ def _catch_up(here: Here, lane: Lane, trail: Trail) -> None:
     while owed and not here.kept:
         feed, id = owed[-1]
         entry = feed.cursor.next
-        if entry is None or not owes(feed, id):
+        if entry is None or not feed.owes(id):
             owed.pop()
             continue
         before = None if entry.fan is None else entry.fan.trail

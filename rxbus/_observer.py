@@ -38,6 +38,13 @@ class Feed:
         """How errors and reports call the observer."""
         return self.attachment.name
 
+    def owes(self, id: int) -> bool:
+        """Whether it has not come to an event, or to one before it, that is meant for it."""
+        entry = self.cursor.next
+        if entry is None or entry.id > id or self.on_next is None:
+            return False
+        return self.last is None or entry.id <= self.last  # it leaves just now, and the log goes on without it
+
     def leave(self) -> None:
         """Gets nothing more; what it has not come to is dropped. Can be made again."""
         last = self.log.remove(self)

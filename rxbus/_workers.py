@@ -9,6 +9,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from rxbus._bell import Bell, ring_all
 from rxbus._here import Engine, Job
 
 logger = logging.getLogger("rxbus")
@@ -25,31 +26,28 @@ class _Thread(threading.Thread):
     def __init__(self, name: str, work: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
         self._work = work
-        self._came: SimpleQueue[None] = SimpleQueue()
+        self._came = Bell()
 
     def run(self) -> None:
-        self._came.put(None)
+        self._came.ring()
         self._work()
 
     def came(self) -> bool:
         """Whether it has come, or does so soon."""
-        try:
-            self._came.get(timeout=0.1)
-        except Empty:
-            return False
-        return True
+        return self._came.wait(0.1)
 
 
 class Worker:
-    """A thread, and the queue by which it is told what to do, or that there is something to see."""
+    """A thread, the queue by which it is told what to do, and the bell that tells it to look."""
 
-    __slots__ = ("_name", "_run", "jobs", "thread")
+    __slots__ = ("_name", "_run", "bell", "jobs", "thread")
 
-    def __init__(self, job: Job | None, run: Callable[[Worker], None], name: str) -> None:
+    def __init__(self, run: Callable[[Worker], None], name: str, job: Job | None = None) -> None:
         # What it is given; None: look whether to end. A queue, for a job put there cannot be lost: an interrupt may
-        # strike whoever puts it right behind.
+        # strike whoever puts it right behind. (Its timeout may be missed, see `Bell`: then an idle worker stays.)
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         self.jobs.put(job)
+        self.bell = Bell()
         self._run = run
         self._name = name
         self.thread = _Thread(name, self.work)
@@ -92,7 +90,7 @@ class Workers:
         self._jobs: deque[Job] = deque()  # those that wait for a place
         self._threads: dict[Worker, None] = {}
         self._closed = False  # no worker stays idle: what comes late is done all the same, and leaves no thread
-        self._joining: list[SimpleQueue[None]] = []  # rung when a worker has become idle or ended
+        self._joining: list[Bell] = []  # rung when a worker has become idle or ended
 
     @property
     def count(self) -> int:
@@ -108,7 +106,7 @@ class Workers:
                 del self._idle[worker]
                 worker.jobs.put(job)
             elif self.limit is None or len(self._threads) < self.limit:
-                worker = Worker(job, self._run, f"rxbus-worker-{len(self._threads) + 1}")
+                worker = Worker(self._run, f"rxbus-worker-{len(self._threads) + 1}", job)
                 self._threads[worker] = None
                 try:
                     started = worker.start()
@@ -166,10 +164,10 @@ class Workers:
                     if self._closed or timed_out:
                         self._idle.pop(worker, None)
                         self._threads.pop(worker, None)
-                        _ring(self._joining)
+                        ring_all(self._joining)
                         return None
                     self._idle[worker] = None
-                    _ring(self._joining)
+                    ring_all(self._joining)
             try:
                 job = worker.jobs.get(timeout=IDLE_SECONDS)
             except Empty:
@@ -197,7 +195,7 @@ class Crew:
         self.guards = engine.guards
         self._submit = engine.submit
         self._open: dict[object, None] = {}  # what has been submitted and is not done
-        self._joining: list[SimpleQueue[None]] = []  # rung when nothing is
+        self._joining: list[Bell] = []  # rung when nothing is
 
     def submit(self, job: Job) -> None:
         """See `Engine`."""
@@ -219,34 +217,25 @@ class Crew:
     def _end(self, mark: object) -> None:
         self._open.pop(mark, None)
         if not self._open:
-            _ring(self._joining)
+            ring_all(self._joining)
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits until nothing that was submitted is open; False when so many seconds have passed."""
         return _wait(lambda: not self._open, self._joining, timeout)
 
 
-def _wait(done: Callable[[], bool], bells: list[SimpleQueue[None]], timeout: float | None) -> bool:
-    """Waits until something is done, looking each time that one of the bells rings.
-
-    No `threading.Condition`: an interrupt in the midst of its Python code leaves its lock locked.
-    """
+def _wait(done: Callable[[], bool], bells: list[Bell], timeout: float | None) -> bool:
+    """Waits until something is done, looking each time that one of the bells rings."""
     deadline = None if timeout is None else monotonic() + timeout
-    bell: SimpleQueue[None] = SimpleQueue()
+    bell = Bell()
     bells.append(bell)
     try:
         while not done():
-            bell.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
-    except Empty:
-        return done()
+            if not bell.wait(None if deadline is None else deadline - monotonic()):
+                return done()
     finally:
         bells.remove(bell)
     return True
-
-
-def _ring(bells: list[SimpleQueue[None]]) -> None:
-    for bell in list(bells):
-        bell.put(None)
 
 
 class Monitor:
@@ -281,7 +270,7 @@ class Monitor:
                 return
             if self._worker is None:
                 self._ending = False
-                self._worker = Worker(None, self._run, "rxbus-monitor")
+                self._worker = Worker(self._run, "rxbus-monitor")
                 self.asleep = False
                 try:
                     started = self._worker.start()
@@ -293,7 +282,7 @@ class Monitor:
                     self.asleep = True
             else:
                 self.asleep = False
-                self._worker.jobs.put(None)
+                self._worker.bell.ring()
 
     def close(self) -> None:
         """Ends its thread; `wake` starts another, which ends as soon as there is nothing to see."""
@@ -301,7 +290,7 @@ class Monitor:
         with self.lock:
             worker, self._ending = self._worker, True
             if worker is not None:
-                worker.jobs.put(None)
+                worker.bell.ring()
         if worker is not None and worker.thread is not threading.current_thread():
             worker.thread.join()
 
@@ -324,7 +313,7 @@ class Monitor:
                 if self._doze(worker, pause):
                     pause = self._interval
             else:
-                is_rung(worker, pause)
+                worker.bell.wait(pause)
         self._retire()
 
     def _doze(self, worker: Worker, seconds: float) -> bool:
@@ -332,7 +321,7 @@ class Monitor:
         with self.lock:
             self.asleep = True
         # A publish that began before `asleep` was set did not ring: it must be seen now. One that begins later rings.
-        rung = self._look() is True or is_rung(worker, seconds)
+        rung = self._look() is True or worker.bell.wait(seconds)
         with self.lock:
             rung = rung or not self.asleep
             if rung:
@@ -345,12 +334,3 @@ class Monitor:
                 self._worker = None
                 self.asleep = True
             return self._worker is None
-
-
-def is_rung(worker: Worker, seconds: float) -> bool:
-    """Waits until a worker is rung; False where so many seconds have passed."""
-    try:
-        worker.jobs.get(timeout=seconds)
-    except Empty:
-        return False
-    return True

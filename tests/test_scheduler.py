@@ -7,7 +7,10 @@ import gc
 import logging
 import signal
 import threading
+import time
 import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
@@ -16,11 +19,19 @@ from typing import Any
 import pytest
 from reactivex import operators as ops
 
-from rxbus import BlockingScheduler, Event, EventBus, InvalidArgument, PublishError, RxBusError
+from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, InvalidArgument, PublishError, RxBusError
+from rxbus._fan_out import Wait
+from rxbus._here import places
 from rxbus.operators import buffered
 
 PATIENCE = 10.0
 SOON = 0.01
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    """For what only the inside of the bus knows: looks again and again."""
+    while not true():
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +300,45 @@ def test_an_action_is_done_by_the_thread_that_waits_for_it_above(max_workers: in
         bus.subscribe("log.a").pipe(buffered(9)).subscribe(lambda event: bus.publish("log.b"))
         bus.publish("log.a")
     assert sorted(seen) == ["log.a", "log.a", "log.b", "log.b"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("attempt", range(5))  # it need not be asleep yet when the gate opens
+def test_the_only_worker_does_what_joins_its_tree_later(spawn: Callable[..., Future[Any]], attempt: int) -> None:
+    """It has looked for what it could do before there was anything; see `FanOut.close_round`."""
+    bus = EventBus(BlockingScheduler(max_workers=1, handoff_after=100.0))
+    got: list[str] = []
+    entered, go = threading.Event(), threading.Event()
+
+    def waiting() -> list[Wait]:
+        return [here.wait for here in list(places.values()) if here.wait is not None]
+
+    def relay(event: Event[str]) -> None:
+        if event.payload == "mine":
+            entered.set()
+            assert go.wait(PATIENCE)
+        else:
+            bus.publish("late", "theirs")
+
+    def gate(event: Event[str]) -> None:
+        """The round of the nested publish stays open until the worker, woken by the action, sleeps again."""
+        if event.payload == "theirs":
+            wait_until(lambda: all(wait.bell is not None and wait.bell._lock.locked() for wait in waiting()))
+
+    bus.subscribe("items").pipe(buffered(1)).subscribe(lambda event: bus.publish("relay", "the worker's") and None)
+    bus.subscribe("relay").subscribe(relay)
+    bus.subscribe("late").pipe(ops.observe_on(bus.scheduler)).subscribe(lambda event: got.append(event.payload))
+    bus.subscribe("late").subscribe(gate)
+    publishing = spawn(bus.publish, "relay", "mine")
+    assert entered.wait(PATIENCE)
+    bus.publish("items")
+    wait_until(waiting)
+    with pytest.raises(AcknowledgementTimeout):  # its action is the pool's alone: nobody waits for it
+        bus.publish("late", "early", timeout=0.01)
+    go.set()
+    publishing.result(PATIENCE)
+    spawn(bus.close).result(PATIENCE)
+    assert got == ["early", "theirs"]
 
 
 @pytest.mark.timeout(30)

@@ -9,16 +9,17 @@ import shlex
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
-from queue import Empty, SimpleQueue
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, BinaryIO
 
 from reactivex.abc import DisposableBase
 
 from rxbus import Event
+from rxbus._bell import Bell
 from rxbus.errors import BusClosed
 from rxbus.pipeline import _answers, topics
 from rxbus.pipeline._display import Display, Lines, Progress, Screen
@@ -47,7 +48,8 @@ class Follower:
 
     def __init__(self, pipeline: Pipeline, lines: BinaryIO | None) -> None:
         self._pipeline = pipeline
-        self._news: SimpleQueue[Event[Any] | int | object] = SimpleQueue()
+        self._news: deque[Event[Any] | int | object] = deque()  # what the bell rings for
+        self._bell = Bell()
         self._end = object()  # what ends it, when it comes in the queue
         self._signals: list[int] = []
         self._killer: threading.Thread | None = None  # shuts down, while the display goes on
@@ -73,7 +75,7 @@ class Follower:
             number, future = begin()
             self._progress.begin(number)
             first_end = self._end
-            future.add_done_callback(lambda _: self._news.put(first_end))
+            future.add_done_callback(lambda _: self._tell(first_end))
             self._follow(prompt)
             self._progress.leave()
             self._display.end()
@@ -92,16 +94,22 @@ class Follower:
             return
         if isinstance(event.payload, topics.StepResultUpdated):
             self._triggers.take(event.payload)
-        self._news.put(event)
+        self._tell(event)
+
+    def _tell(self, news: Event[Any] | int | object) -> None:
+        self._news.append(news)
+        self._bell.ring()
 
     def _follow(self, prompt: Prompt) -> None:
         due = 0.0
         while True:
-            with suppress(Empty):
-                news = self._news.get(timeout=max(0.0, due - time.monotonic()))
+            if self._news:
+                news = self._news.popleft()
                 if news is self._end:
                     return
                 self._take(news)
+            else:
+                self._bell.wait(due - time.monotonic())
             if time.monotonic() >= due:
                 if self._signals or not prompt.look():
                     self._display.refresh()
@@ -120,7 +128,7 @@ class Follower:
         try:
             self._pipeline.shutdown()
         finally:
-            self._news.put(end)
+            self._tell(end)
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Leaves no step behind, unless it has been killed and somebody will not wait for its end."""
@@ -139,7 +147,7 @@ class Follower:
         def note(number: int, frame: FrameType | None) -> None:
             if not self._signals:
                 self._signals.append(number)
-                self._news.put(number)
+                self._tell(number)
                 return
             end_all_commands()
             restore()

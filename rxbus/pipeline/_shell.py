@@ -10,7 +10,7 @@ import subprocess
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from threading import Thread
 from time import monotonic, sleep
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -232,7 +232,7 @@ class _ThreadReader:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
-        self._chunks: SimpleQueue[bytes] = SimpleQueue()
+        self._chunks: Queue[bytes] = Queue()
         self._thread = Thread(target=self._take, name="rxbus-shell", daemon=True)
         self._thread.start()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any
 from uuid import uuid4
 
@@ -42,7 +42,7 @@ def post_trigger(bus: EventBus, trigger_id: str, parameters: Mapping[str, Any] |
     bus.publish(topics.MANUAL_TRIGGER_RECEIVED, received)
 
 
-def _next(answers: SimpleQueue[Answer], ctx: StepContext) -> Answer:
+def _next(answers: Queue[Answer], ctx: StepContext) -> Answer:
     """Waits for an answer, or a kill; also looks for one, since whoever kills may be interrupted before it tells."""
     while True:
         with suppress(Empty):
@@ -53,7 +53,7 @@ def _next(answers: SimpleQueue[Answer], ctx: StepContext) -> Answer:
 
 def _wait(ctx: StepContext) -> Result:
     trigger_id = str(uuid4())
-    answers: SimpleQueue[Answer] = SimpleQueue()
+    answers: Queue[Answer] = Queue()
 
     def hear(event: Event[topics.ManualTriggerReceived]) -> None:
         if event.payload.trigger_id == trigger_id:
