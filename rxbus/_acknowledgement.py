@@ -19,7 +19,7 @@ import msgspec
 
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger, logger
-from rxbus._here import Here, Origin, Reentered, local
+from rxbus._here import Frame, Here, Origin, Reentered, local
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
@@ -281,14 +281,26 @@ def work_for_coroutine(call: Callable[[], T]) -> T:
     return call() if place is None else work_for(place, call)
 
 
-def lanes_held(here: Here) -> set[Lane]:
-    """The lanes that wait with a thread: the one it is in, and those whose handlers' nested publishes led there."""
+def waiting_with(here: Here) -> tuple[set[Lane], set[Origin]]:
+    """What waits as long as a thread does: lanes whose turn goes on, and items that buffers have in hand.
+
+    Those of its own stack, where it may help other publishers in the midst of its own, and of the publishers that wait
+    for what it does.
+    """
     lanes: set[Lane] = set()
-    feed, fan = here.feed, here.fan
-    while feed is not None:
-        lanes.add(feed.lane)
-        feed, fan = (None, None) if fan is None else (fan.by, fan.parent)
-    return lanes
+    origins: set[Origin] = set()
+    seen: set[FanOut] = set()
+    ahead: list[Frame] = [(here.feed, here.fan, here.origin), *here.waits, *((None, fan, None) for fan in here.outer)]
+    while ahead:
+        feed, fan, origin = ahead.pop()
+        if feed is not None:
+            lanes.add(feed.lane)
+        if origin is not None:
+            origins.add(origin)
+        if fan is not None and fan not in seen:
+            seen.add(fan)
+            ahead += [(fan.by, fan.parent, fan.origin), *fan.below, *fan.top.below]
+    return lanes, origins
 
 
 class Acknowledgement:

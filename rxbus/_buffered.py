@@ -14,7 +14,7 @@ import msgspec
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import current_fan_out, lanes_held, work_for
+from rxbus._acknowledgement import current_fan_out, waiting_with, work_for
 from rxbus._bell import Bell, ring_all
 from rxbus._fan_out import FanOut, ledger, logger, pending
 from rxbus._here import Engine, Here, Holder, Job, Origin, PutOff, Reentered, local, run_later
@@ -105,7 +105,7 @@ class Buffer:
         self._handing = False
         self._submitted = False  # a worker is on its way, or at work
         self._at_the_door: list[Bell] = []  # those who wait for room: rung when an item is taken out
-        self._waits_for: Buffer | None = None  # the buffer that the item in hand waits for room in
+        self._waits_for: tuple[tuple[Bell, Buffer], ...] = ()  # where the item in hand waits for room, by who waits
         self._stopped = False
         self.name = "a handler"  # whose buffer it is
         self._limit: int | None = None  # of the workers that hand on
@@ -140,7 +140,7 @@ class Buffer:
             if self._in_hand is not fan.origin:
                 return
             for one, feed in _pending(fan):
-                if feed.lane.blocked is not None and self in _reached(feed.lane.blocked):
+                if any(self in _reached(holder) for _, holder in feed.lane.blocked):
                     one.refuse(feed, BufferOverflow(self._capacity, _RING))
 
     def _put(self, call: Callable[[], None], counts: bool) -> None:
@@ -192,25 +192,20 @@ class Buffer:
 
     def _wait_and_enter(self, item: _Item, here: Here) -> bool:
         """Waits for room; False where the buffer has been stopped."""
-        led_by = here.origin or (None if here.fan is None else here.fan.origin)
-        below = [fan.origin for fan in here.outer if fan.origin is not None]  # another is helped in their midst
-        upstream = led_by.holder if led_by is not None else None
-        lanes = lanes_held(here)
+        lanes, origins = waiting_with(here)
+        upstream: list[Buffer] = []
         bell = Bell()
         try:
             with buffers:
                 self._at_the_door.append(bell)
-                if not isinstance(upstream, Buffer) or upstream._in_hand is not led_by:
-                    upstream = None
-                elif upstream in _reached(self):
-                    raise BufferOverflow(self._capacity, _RING)
-                if any(origin.holder in _reached(self) for origin in below if _is_in_hand(origin)):
+                upstream = [holder for origin in origins if (holder := _in_whose_hand(origin)) is not None]
+                if not _reached(self).isdisjoint(upstream):
                     raise BufferOverflow(self._capacity, _RING)
                 for lane in lanes:
-                    lane.blocked = self
+                    lane.blocked = (*lane.blocked, (bell, self))
                 self._refuse_those_for(lanes)
-                if upstream is not None:
-                    upstream._waits_for = self
+                for buffer in upstream:
+                    buffer._waits_for = (*buffer._waits_for, (bell, self))
             while not (entered := self._enter(item)) and not self._stopped:
                 self._begin(here)
                 # A full pool must not keep us waiting for a worker.
@@ -224,13 +219,14 @@ class Buffer:
                 raise
         return entered
 
-    def _leave_the_door(self, bell: Bell, lanes: set[Lane], upstream: Holder | None) -> None:
+    def _leave_the_door(self, bell: Bell, lanes: set[Lane], upstream: list[Buffer]) -> None:
         with suppress(ValueError):
             self._at_the_door.remove(bell)
-        for lane in lanes:
-            lane.blocked = None
-        if isinstance(upstream, Buffer):
-            upstream._waits_for = None
+        with buffers:
+            for lane in lanes:
+                lane.blocked = tuple(door for door in lane.blocked if door[0] is not bell)
+            for buffer in upstream:
+                buffer._waits_for = tuple(door for door in buffer._waits_for if door[0] is not bell)
         if self._items and not self._handing:  # it may have been this thread that was handing on
             self._begin(local.here)
 
@@ -286,15 +282,16 @@ class Buffer:
                 raise
 
 
-def _is_in_hand(origin: Origin) -> bool:
-    """Whether a buffer is at work on an item still. Under the lock."""
-    return isinstance(origin.holder, Buffer) and origin.holder._in_hand is origin
+def _in_whose_hand(origin: Origin) -> Buffer | None:
+    """The buffer that is at work on an item still. Under the lock."""
+    holder = origin.holder
+    return holder if isinstance(holder, Buffer) and holder._in_hand is origin else None
 
 
 def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:
-    """The deliveries that an outermost publish waits for."""
+    """The deliveries that an outermost publish waits for, and that wait for their observers."""
     with ledger:
-        return pending({fan, *(() if fan.wait is None else fan.wait.fans)})
+        return pending({fan, *(() if fan.wait is None else fan.wait.fans)}, deferred=False)
 
 
 def _reached(buffer: Holder) -> set[Holder]:
@@ -306,7 +303,8 @@ def _reached(buffer: Holder) -> set[Holder]:
         if one is not None and one not in reached:
             reached.add(one)
             if isinstance(one, Buffer):
-                ahead += [one._waits_for, *(feed.lane.blocked for _, feed in one._published())]
+                doors = [one._waits_for, *(feed.lane.blocked for _, feed in one._published())]
+                ahead += [to for waiting in doors for _, to in waiting]
     return reached
 
 

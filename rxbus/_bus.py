@@ -13,7 +13,7 @@ from weakref import WeakSet
 import msgspec
 from reactivex.observer import Observer
 
-from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, lanes_held
+from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, waiting_with
 from rxbus._closing import complete_all, is_inside
 from rxbus._coroutines import check_handler
 from rxbus._delivery import publish
@@ -323,7 +323,7 @@ class EventBus:
         here, place = local.here, coroutine_place.get()
         if here.feed is not None or here.origin is not None:
             place = here.origin
-        inside = any(lane.engine is self._crew for lane in lanes_held(here))
+        inside = any(lane.engine is self._crew for lane in waiting_with(here)[0])
         if isinstance(place, Delivery):
             inside |= not place.ended and place.feed.lane.engine is self._crew
         elif place is not None:

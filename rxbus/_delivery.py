@@ -179,6 +179,8 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             here.owed.pop(fan, None)
             if before is not None:
                 fan.parent = fan.by = None
+            if fan.below:
+                fan.below = ()
 
 
 def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool) -> int:

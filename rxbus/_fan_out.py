@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rxbus._bell import Bell
-from rxbus._here import Here, Job, Origin, Trail, local
+from rxbus._here import Frame, Here, Job, Origin, Trail, local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
@@ -56,6 +56,7 @@ class FanOut(msgspec.Struct, eq=False):
     loop: AbstractEventLoop | None = None  # the event loop that the publisher blocks
     parent: FanOut | None = None  # the event whose handler publishes this one, while it does
     by: Feed | None = None  # that handler's, while it does
+    below: tuple[Frame, ...] = ()  # where else its publisher's thread waits meanwhile
     root: FanOut | None = None  # the outermost event that led to this one; None: it is that itself
     trail: Trail | None = None  # its causes, the nearest first
     chain: int = 0  # how many causes it has
@@ -175,17 +176,18 @@ class FanOut(msgspec.Struct, eq=False):
         self.fail(error, feed, self.waiting())
 
     def refuse(self, feed: Feed, error: Exception) -> None:
-        """Ends a delivery that has not begun as failed; the lane's turn must be held, or its holder blocked."""
-        self.fail(error, feed)
-        self.lapse(feed)
+        """Ends a delivery as failed, unless it has begun; the lane's turn must be held, or its holder blocked."""
+        if feed.cursor.id < self.id:
+            self.fail(error, feed)
+            self.lapse(feed)
 
 
-def pending(fans: Iterable[FanOut]) -> list[tuple[FanOut, Feed]]:
-    """Which deliveries of some events have not ended."""
+def pending(fans: Iterable[FanOut], deferred: bool = True) -> list[tuple[FanOut, Feed]]:
+    """Which deliveries of some events have not ended; with or without those that do not keep their observer busy."""
     with ledger:
         fans = list(fans)
         lanes = {feed.lane for fan in fans for feed in fan.feeds}
-        open_ = {(delivery.fan, delivery.feed) for lane in lanes for delivery in lane.deliveries}
+        open_ = {(d.fan, d.feed) for lane in lanes for d in lane.deliveries if deferred or d.inside or d.holds}
         return [
             (fan, feed)
             for fan in fans
@@ -236,13 +238,16 @@ class Wait:
         for wait in (self, *owed):  # one for all: whoever rings any of them wakes this thread
             wait.bell = bell
         outer, here.wait = here.wait, self
+        depth = len(here.waits)
         try:
+            here.waits.append((here.feed, here.fan, here.origin))
             while not self._is_over(here):
                 if not bell.wait(None if deadline is None else deadline - monotonic()):
                     break
             return self.count <= 0
         finally:
             here.wait = outer
+            del here.waits[depth:]
 
     def _is_over(self, here: Here) -> bool:
         """Does what is offered; says whether nothing is missing then."""

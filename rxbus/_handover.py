@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rxbus._fan_out import FanOut, Wait, ledger
+from rxbus._fan_out import FanOut, ledger
 from rxbus._here import Once
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 class Handover:
     """A delivery, claimed by a nested publisher, that a worker is to make, or a waiting publisher: who comes first."""
 
-    __slots__ = ("_feed", "_id", "_right", "owed", "wait")
+    __slots__ = ("_fan", "_feed", "_right", "owed", "wait")
 
-    def __init__(self, feed: Feed, id: int, wait: Wait) -> None:
+    def __init__(self, feed: Feed, fan: FanOut) -> None:
         self._feed = feed
-        self._id = id
+        self._fan = fan
         self._right = Once()
-        self.wait = wait
+        self.wait = wait = fan.waiting()
         with ledger:
             wait.count += 1
             self.owed = True  # it is counted there; under the ledger
@@ -30,9 +30,9 @@ class Handover:
         try:
             if not self._right.take():
                 return
-            self._feed.lane.serve(self._feed, self._id, self)
+            self._feed.lane.serve(self._feed, self._fan, self)
         except BaseException:  # interrupted, perhaps before the lane knew
-            self._feed.lane.inbox.append((self._feed, self._id))
+            self._feed.lane.inbox.append((self._feed, self._fan.id))
             self.drop()
             self._feed.lane.engine.submit(self._feed.lane.visit)
             raise
@@ -54,7 +54,7 @@ def hand(feed: Feed, fan: FanOut) -> None:
         if engine.limit is not None:  # a full pool must not keep a publisher waiting that could do it itself
             fan.waiting().offer(feed.lane.visit)
         return
-    job = Handover(feed, fan.id, fan.waiting())
+    job = Handover(feed, fan)
     if engine.limit is not None:
         job.wait.offer(job)
     engine.submit(job)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Job = Callable[[], object]
 
+# A place in which a thread waits: inside of whom, with which event, and with which item of a buffer in hand.
+Frame = tuple["Feed | None", "FanOut | None", "Origin | None"]
+
 
 class Reentered(RxBusError):
     """A destructor or a signal handler has struck a thread in the midst of the bus's own work, and wants to use it."""
@@ -69,6 +72,7 @@ class Here:
         "thread",
         "trampoline",
         "wait",
+        "waits",
     )
 
     def __init__(self) -> None:
@@ -81,8 +85,11 @@ class Here:
         self.kept = False  # the delivery that has just returned goes on holding its lane's turn
         self.ending = False  # it is telling an observer that its stream has ended
         self.depth = 0  # how many publishes are nested on this thread
-        self.outer: list[FanOut] = []  # its own events, in whose rounds it has come upon other publishers' mail
+        # The events whose publishers wait for this thread: its own, in whose rounds it has come upon other publishers'
+        # mail, and one that it delivers for another thread.
+        self.outer: list[FanOut] = []
         self.wait: Wait | None = None  # what it waits for, and serves meanwhile
+        self.waits: list[Frame] = []  # where its publishes wait, the outermost first
         self.owed: dict[FanOut, None] = {}  # where there are no workers: its publishes, which only it can serve
         self.later: list[PutOff] = []  # what it must not do inside a handler, until it is in none
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler

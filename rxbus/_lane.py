@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rxbus._acknowledgement import Claim, Delivery
+from rxbus._bell import Bell
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
@@ -72,7 +73,7 @@ class Lane:
         self.due: dict[Callable[[], None], None] = {}
         self.called = False  # a worker is on its way
         self.attachments: list[Attachment] = []  # what it is the lane of
-        self.blocked: Holder | None = None  # the buffer that the observer waits for room in
+        self.blocked: tuple[tuple[Bell, Holder], ...] = ()  # the buffers that it waits for room in, by who waits
         self.slow = 0  # it was slow: how many fast deliveries until that is forgotten
 
     def is_fed_by_several(self) -> bool:
@@ -130,9 +131,10 @@ class Lane:
         self.called = False
         self.visit()
 
-    def serve(self, feed: Feed, id: int, claim: Claim) -> None:
-        """Delivers up to an event on behalf of its publisher, who has claimed it."""
-        here = local.here
+    def serve(self, feed: Feed, fan: FanOut, claim: Claim) -> None:
+        """Delivers up to an event for its publisher, who has claimed it; what comes before that is not waited for."""
+        here, id = local.here, fan.id
+        depth = len(here.outer)
         try:
             del self.free
             here.holding += 1
@@ -140,10 +142,14 @@ class Lane:
             self.inbox.append((feed, id))
         else:
             try:
+                here.outer.append(fan)  # its publisher waits for this thread
                 while feed.cursor.id < id and not here.kept:
                     mine = feed.cursor.next is not None and feed.cursor.next.id == id
+                    if not mine:
+                        claim.drop()
                     deliver(here, feed, claim if mine else None)
             finally:
+                del here.outer[depth:]
                 here.holding -= 1
                 if here.kept:
                     here.kept = False
@@ -169,7 +175,7 @@ class Lane:
     def _drain(self, here: Here) -> bool:
         """In the turn: handles mail until there is none; True where what is left is for another thread."""
         own = here.fan
-        budget = 0 if self.slow else COMBINED
+        budget = 0 if self.slow or (own is not None and own.origin is not None) else COMBINED
         while self.inbox:
             mail = self.inbox[0]
             if not isinstance(mail, tuple):
@@ -368,12 +374,16 @@ def drop(feed: Feed, id: int, fan: FanOut) -> None:
 
 
 def _others(here: Here, own: FanOut | None, head: Entry) -> bool:
-    """Whether an event is other publishers' business: come after one's own, or when one need not wait any more."""
+    """Whether an event is other publishers' business: come after one's own, or when one need not wait any more.
+
+    Who has a buffer's item in hand leaves earlier events to others, too: they may want room in that very buffer.
+    """
     fan = head.fan
     if fan is None:
         return False
     if own is not None:
-        # Who has a buffer's item in hand leaves earlier events to others, too: they may want room in that very buffer.
         return fan.top is not own.top and (head.id > own.id or own.origin is not None)
     wait = here.wait
-    return wait is not None and wait.count <= 0 and fan.top.wait is not wait
+    if wait is None or fan.top.wait is wait:
+        return False
+    return wait.count <= 0 or (here.origin is not None and fan.log.hub.engine.limit is None)  # else there may be none

@@ -296,6 +296,8 @@ class Log:
                 fan.parent = parent
                 fan.by = here.feed
                 fan.root = None if parent is None else parent.top
+            if here.waits or here.outer:
+                fan.below = (*here.waits, *((None, one, None) for one in here.outer))
             if feeds:
                 tail = self.tail
                 tail.next = self.tail = here.begun = Entry(id, fan)

@@ -33,6 +33,7 @@ from reactivex.scheduler.scheduler import Scheduler
 from reactivex.subject import Subject
 
 from rxbus import (
+    Acknowledgement,
     BlockingScheduler,
     BufferOverflow,
     Event,
@@ -41,6 +42,7 @@ from rxbus import (
     FeedbackLoop,
     InvalidArgument,
     PublishError,
+    Receipt,
     RxBusError,
     Topic,
     defer,
@@ -1283,6 +1285,36 @@ def test_without_workers_the_publisher_hands_on_itself() -> None:
             assert bus.publish("a", n).acknowledged == 2
         assert seen == [(n, threading.current_thread()) for n in range(5)]
     assert log == [0, 1, 2, 3, 4, "completed"]
+
+
+def test_a_deferral_is_not_refused_where_its_observer_waits_for_room(bus: EventBus, spawn: Spawn) -> None:
+    """Its delivery has begun, and needs the observer no longer: refused too, it would end twice."""
+    owed: SimpleQueue[Acknowledgement] = SimpleQueue()
+    receipts: list[Receipt] = []
+
+    def relay(event: Event[Any]) -> None:
+        if event.topic == "relay.deferred":
+            owed.put(defer())
+        else:
+            bus.publish("items", 2)
+
+    def handle(n: int) -> None:
+        if n == 0:
+            receipts.append(bus.publish("relay.deferred"))
+
+    attached = [payloads(bus, "items").pipe(buffered(1)).subscribe(handle), bus.subscribe("relay.*").subscribe(relay)]
+    with freeing(bus, *attached):
+        bus.publish("items", 0)
+        deferred = owed.get(timeout=PATIENCE)
+        bus.publish("items", 1)  # the buffer is full
+        waiting = spawn(bus.publish, "relay.blocked")
+        while not any(one.lane.blocked for one in list(bus._registry.attachments)):
+            threading.Event().wait(0.001)
+        assert receipts == []
+        deferred.ack()
+        assert waiting.result(PATIENCE).acknowledged == 1
+        spawn(bus.close).result(PATIENCE)
+    assert [receipt.acknowledged for receipt in receipts] == [1]
 
 
 @pytest.mark.parametrize("max_workers", [0, 1])

@@ -55,6 +55,7 @@ class Trial:
             observe_on(self.bus.scheduler),
             ops.observe_on(self.bus.scheduler),
             buffered(2, self.dice.choice(("drop_newest", "drop_oldest"))),
+            buffered(self.dice.choice((1, 2)), "block"),  # in rings, since their handlers publish to any topic
         ]
         return self.dice.choice(chains)
 
