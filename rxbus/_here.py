@@ -198,8 +198,8 @@ def pass_on_later(here: Here) -> int:
 
 
 def run_later(here: Here) -> None:
-    """Does what was put off, unless the thread is inside a handler still."""
-    if here.feed is not None or here.depth > 0:
+    """Does what was put off, unless the thread is in the midst of a handler, a round, or an item of a buffer still."""
+    if here.feed is not None or here.fan is not None or here.origin is not None or here.depth > 0:
         return
     here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
     try:

@@ -21,7 +21,7 @@ from reactivex import operators as ops
 
 from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, InvalidArgument, PublishError, RxBusError
 from rxbus._fan_out import Wait
-from rxbus._here import places
+from rxbus._here import local, places
 from rxbus.operators import buffered
 
 PATIENCE = 10.0
@@ -311,7 +311,8 @@ def test_the_only_worker_does_what_joins_its_tree_later(spawn: Callable[..., Fut
     entered, go = threading.Event(), threading.Event()
 
     def waiting() -> list[Wait]:
-        return [here.wait for here in list(places.values()) if here.wait is not None]
+        others = [here for here in list(places.values()) if here is not local.here]
+        return [here.wait for here in others if here.wait is not None]
 
     def relay(event: Event[str]) -> None:
         if event.payload == "mine":
