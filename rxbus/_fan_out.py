@@ -237,8 +237,8 @@ class Wait:
         bell = next((wait.bell for wait in (self, *owed) if wait.bell is not None), Bell())
         for wait in (self, *owed):  # one for all: whoever rings any of them wakes this thread
             wait.bell = bell
-        outer, here.wait = here.wait, self
         depth = len(here.waits)
+        outer, here.wait = here.wait, self
         try:
             here.waits.append((here.feed, here.fan, here.origin))
             while not self._is_over(here):
