@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from enum import Enum, auto
 from pathlib import Path
 from reprlib import repr as brief  # short, and safe against a `__repr__` that raises
@@ -121,11 +121,20 @@ class Build:
             self._threads.pop().join()
 
 
-def start_thread(call: Callable[[], T], name: str) -> tuple[Future[T], threading.Thread]:
-    """Calls something on a thread of its own, which sees the context variables of the calling one."""
-    future: Future[T] = Future()
+def start_thread(
+    call: Callable[[], T], name: str, future: Future[T] | None = None, context: Context | None = None
+) -> tuple[Future[T], threading.Thread]:
+    """Calls something on a thread of its own.
+
+    Args:
+        call: What is called.
+        name: How the thread is called.
+        future: What is to have the result; None: a new one.
+        context: The context variables that it sees; None: those of the calling thread.
+    """
+    future = Future() if future is None else future
     future.set_running_or_notify_cancel()  # it cannot be cancelled
-    variables = copy_context()
+    variables = copy_context() if context is None else context
 
     def run() -> None:
         try:

@@ -16,7 +16,7 @@ from rxbus.errors import InvalidArgument
 from rxbus.pipeline._build import Build, Role
 from rxbus.pipeline._files import WORKSPACE_NAME, remove_tree
 from rxbus.pipeline._kill import KillSwitch
-from rxbus.pipeline._results import OWN, Result, Status, StepId, all_must_succeed, merged, text_of
+from rxbus.pipeline._results import OWN, Result, Status, StepId, all_must_succeed, merged, own_copy, text_of
 from rxbus.pipeline._step import Args, Step, StepContext, run_step
 
 Outputs = dict[StepId, Result]
@@ -48,11 +48,11 @@ class Container:
         step = self.steps[number - 1]
         assert step is not None
         step_id = (number, *context.step_id)
-        return run_step(context._build, step, step_id, args, context, role_of(context._build, step_id, self))
+        return run_step(context._build, step, step_id, own_copy(args), context, role_of(context._build, step_id, self))
 
     def _start_child(self, number: int, args: Args, context: StepContext) -> Future[Result]:
         name = f"rxbus-step-{text_of((number, *context.step_id))}"
-        return context._build.start(partial(self._run_child, number, dict(args), context), name)
+        return context._build.start(partial(self._run_child, number, args, context), name)
 
 
 def role_of(build: Build, step_id: StepId, within: Container) -> Role:
@@ -66,7 +66,7 @@ def run_in_sequence(build: Build, within: Container, args: Args, context: StepCo
     """Runs steps one after another until one does not succeed.
 
     Each is given what all are given, overlaid by the result of the one before; what a result holds under `global` goes
-    on to all that follow.
+    on to all that follow. Each has a copy of its own: what it does to that is seen by no other.
     """
     outputs: Outputs = {}
     parent_id = () if context is None else context.step_id
@@ -76,7 +76,7 @@ def run_in_sequence(build: Build, within: Container, args: Args, context: StepCo
         if step is None:
             continue
         step_id = (number, *parent_id)
-        result = run_step(build, step, step_id, dict(given), context, role_of(build, step_id, within))
+        result = run_step(build, step, step_id, own_copy(given), context, role_of(build, step_id, within))
         outputs[step_id] = result
         if result["status"] != Status.SUCCESS:
             break
@@ -158,13 +158,13 @@ class _InWorkspace(Container):
 
 class _Junction(Container):
     def __call__(self, args: Args, context: StepContext) -> Result:
-        condition = self._run_child(1, dict(args), context)
+        condition = self._run_child(1, args, context)
         if context.killed:
             return {"status": Status.KILLED}
         branch = 2 if condition["status"] == Status.SUCCESS else 3
         if self.steps[branch - 1] is None:
             return together({})
-        result = self._run_child(branch, dict(args), context)
+        result = self._run_child(branch, args, context)
         return {**together({(branch, *context.step_id): result}), "status": result["status"]}
 
 
@@ -214,12 +214,22 @@ def junction(condition: Step, if_true: Step | None, if_false: Step | None) -> St
     """Runs one of two steps, by whether a third succeeds: their ids are 2 and 3, the condition's is 1.
 
     The result is the branch's, with its own under `outputs`; without a branch it is a success.
+
+    Raises:
+        InvalidArgument: There is no condition, or one of the three is no step.
     """
+    _check(condition)
     return _Junction("junction", (condition, if_true, if_false))
 
 
 def alias(name: str, step: Step) -> Step:
-    """Gives a step another name."""
+    """Gives a step another name.
+
+    Raises:
+        InvalidArgument: The name is no text, or the step is none.
+    """
+    if not isinstance(name, str):
+        raise InvalidArgument(f"a step's other name is a text, not {name!r}")
     return Container("alias", (step,), name)
 
 

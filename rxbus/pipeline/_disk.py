@@ -75,7 +75,9 @@ class DiskStore:
     def __init__(self, home: Path) -> None:
         self._home = home.resolve()
         self._home.mkdir(parents=True, exist_ok=True)
-        self._making = threading.Lock()  # held while builds are made and removed, before the lock on the home's file
+        # Held while builds are made and removed, before the lock on the home's file. All locks of a pipeline are
+        # RLocks, since a signal handler that shuts it down may strike its thread in the midst of any.
+        self._making = threading.RLock()
         self._closed = False  # under _making
         self._own: dict[int, _Build] = {}  # what was made here; changed under _making, looked up without
         _stores.add(self)
@@ -193,7 +195,7 @@ class DiskStore:
         for build in self._own.values():
             build.abandon()
         self._own = {}
-        self._making = threading.Lock()
+        self._making = threading.RLock()
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
@@ -252,7 +254,7 @@ class _Build:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.running = True
-        self._changing = threading.Lock()  # held while results change, here and on disk; no other is taken under it
+        self._changing = threading.RLock()  # held while results change, here and on disk; no other is taken under it
         self._results: dict[StepId, bytes] | None = {}  # None: on disk only
         self._alive = locked(path / LOCK)
         self._log = open_log(path / LOG)

@@ -122,8 +122,10 @@ def remove_tree(path: Path) -> None:
         return
     for directory, names, _ in os.walk(path):
         for name in names:  # before they are looked into
+            inside = Path(directory, name)
             with suppress(OSError):
-                Path(directory, name).chmod(stat.S_IRWXU)
+                if not inside.is_symlink():  # what it leads to is not ours
+                    inside.chmod(stat.S_IRWXU)
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         logger.warning("%s cannot be removed", path)

@@ -9,17 +9,16 @@ import shlex
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from queue import Empty, Queue
 from types import FrameType
 from typing import Any, BinaryIO
 
 from reactivex.abc import DisposableBase
 
 from rxbus import Event
-from rxbus._bell import Bell
 from rxbus.errors import BusClosed
 from rxbus.pipeline import _answers, topics
 from rxbus.pipeline._display import Display, Lines, Progress, Screen
@@ -48,8 +47,7 @@ class Follower:
 
     def __init__(self, pipeline: Pipeline, lines: BinaryIO | None) -> None:
         self._pipeline = pipeline
-        self._news: deque[Event[Any] | int | object] = deque()  # what the bell rings for
-        self._bell = Bell()
+        self._news: Queue[Event[Any] | object] = Queue()
         self._end = object()  # what ends it, when it comes in the queue
         self._signals: list[int] = []
         self._killer: threading.Thread | None = None  # shuts down, while the display goes on
@@ -75,7 +73,7 @@ class Follower:
             number, future = begin()
             self._progress.begin(number)
             first_end = self._end
-            future.add_done_callback(lambda _: self._tell(first_end))
+            future.add_done_callback(lambda _: self._news.put(first_end))
             self._follow(prompt)
             self._progress.leave()
             self._display.end()
@@ -94,41 +92,34 @@ class Follower:
             return
         if isinstance(event.payload, topics.StepResultUpdated):
             self._triggers.take(event.payload)
-        self._tell(event)
-
-    def _tell(self, news: Event[Any] | int | object) -> None:
-        self._news.append(news)
-        self._bell.ring()
+        self._news.put(event)
 
     def _follow(self, prompt: Prompt) -> None:
         due = 0.0
         while True:
-            if self._news:
-                news = self._news.popleft()
+            with suppress(Empty):
+                news = self._news.get(timeout=max(0.0, due - time.monotonic()))
                 if news is self._end:
                     return
-                self._take(news)
-            else:
-                self._bell.wait(due - time.monotonic())
+                if isinstance(news, Event):
+                    self._progress.take(news)
+                    self._display.take(news)
             if time.monotonic() >= due:
                 if self._signals or not prompt.look():
                     self._display.refresh()
                 due = time.monotonic() + TICK
 
-    def _take(self, news: Event[Any] | int | object) -> None:
-        if isinstance(news, int):
-            self._end = object()  # the build's own is not enough
-            self._killer = threading.Thread(target=self._kill, args=(self._end,), name="rxbus-shutdown", daemon=True)
-            self._killer.start()
-        elif isinstance(news, Event):
-            self._progress.take(news)
-            self._display.take(news)
+    def _begin_killing(self) -> None:
+        """At once, in the signal handler: this thread may be held by a terminal that takes nothing more."""
+        self._end = object()  # the build's own is not enough
+        self._killer = threading.Thread(target=self._kill, args=(self._end,), name="rxbus-shutdown", daemon=True)
+        self._killer.start()
 
     def _kill(self, end: object) -> None:
         try:
             self._pipeline.shutdown()
         finally:
-            self._tell(end)
+            self._news.put(end)
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Leaves no step behind, unless it has been killed and somebody will not wait for its end."""
@@ -147,7 +138,7 @@ class Follower:
         def note(number: int, frame: FrameType | None) -> None:
             if not self._signals:
                 self._signals.append(number)
-                self._tell(number)
+                self._begin_killing()
                 return
             end_all_commands()
             restore()

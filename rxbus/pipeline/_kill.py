@@ -16,7 +16,7 @@ class KillSwitch:
 
     def __init__(self, above: KillSwitch | None = None) -> None:
         self._thrown = threading.Event()
-        self._lock = threading.Lock()  # guards the two below; nothing is called under it
+        self._lock = threading.RLock()  # guards the two below; nothing is called under it
         self._below: dict[KillSwitch, None] = {}
         self._calls: list[Callable[[], None]] = []
         self._above = above

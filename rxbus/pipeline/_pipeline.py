@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -20,10 +21,10 @@ from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 from rxbus.pipeline import topics
 from rxbus.pipeline._build import Build, Retrigger, logger, publish, start_thread
 from rxbus.pipeline._containers import Container, run_in_sequence, together
-from rxbus.pipeline._results import Status, StepId, without_life
+from rxbus.pipeline._results import Status, StepId, own_copy, without_life
 from rxbus.pipeline._state import State
 from rxbus.pipeline._step import Step
-from rxbus.pipeline._structure import StepStructure
+from rxbus.pipeline._structure import StepStructure, difference
 from rxbus.pipeline.errors import PipelineClosed, StructureChanged, UnknownStep
 
 PipelineFinished = topics.PipelineFinished
@@ -70,7 +71,7 @@ class Pipeline:
         self._shutdown_timeout = shutdown_timeout
         self._clock_threads: list[threading.Thread] = []
         self._clock = EventLoopScheduler(self._clock_thread, exit_if_empty=True)
-        self._lock = threading.Lock()  # guards all below
+        self._lock = threading.RLock()  # guards all below; an RLock, as all of a pipeline: see `DiskStore`
         self._builds: dict[Build, Future[PipelineFinished]] = {}  # those that run
         self._closed = False
         self._late = False  # builds have outlived the shutdown: the last of them ends the rest
@@ -95,7 +96,7 @@ class Pipeline:
         """Starts a build on a thread of its own. A coroutine waits with `await asyncio.wrap_future(...)`.
 
         Raises:
-            InvalidArgument: The arguments are no mapping.
+            InvalidArgument: The arguments are no mapping, or contain themselves.
             PipelineClosed: It has been shut down.
             OSError: The build cannot be written.
         """
@@ -110,7 +111,7 @@ class Pipeline:
         Raises:
             UnknownBuild: There is no such build.
             UnknownStep: It did not come to that step.
-            StructureChanged: The pipeline's steps are others now.
+            StructureChanged: The pipeline's steps are others now, by their kinds and names; commands may have changed.
             InvalidArgument: It is not the id of a step.
             PipelineClosed: It has been shut down.
         """
@@ -129,8 +130,20 @@ class Pipeline:
         self._kill(topics.KillStep())
 
     def _kill(self, kill: topics.KillStep) -> None:
-        with suppress(BusClosed):  # nothing runs
+        try:
             publish(self.bus, topics.KILL_STEP, kill)
+        except BusClosed:  # the user's, before the pipeline: what runs can tell nothing, and ends
+            with self._lock:
+                builds = [one for one in self._builds if kill.build_number in (None, one.number)]
+            self._throw(builds)
+
+    def _throw(self, builds: Iterable[Build]) -> None:
+        for build in builds:
+            try:
+                build.kill.throw()
+            except RxBusError as error:  # it cannot be told on the bus; the steps know nevertheless
+                if not isinstance(error, BusClosed):
+                    logger.exception("a kill cannot be told")
 
     def shutdown(self) -> None:
         """Stops the runner, kills all builds, waits for them, and ends what belongs to the pipeline.
@@ -144,12 +157,7 @@ class Pipeline:
         if first:
             with suppress(BusClosed):  # the user's, before the pipeline
                 publish(self.bus, topics.STOP_RUNNER, topics.StopRunner())
-        for build in builds:
-            try:
-                build.kill.throw()
-            except RxBusError as error:  # it cannot be told on the bus; the steps know nevertheless
-                if not isinstance(error, BusClosed):
-                    logger.exception("a kill cannot be told")
+        self._throw(builds)
         late = wait_for(builds.values(), self._shutdown_timeout).not_done
         if late:
             logger.warning("builds that have not ended within %s s: %d", self._shutdown_timeout, len(late))
@@ -186,12 +194,17 @@ class Pipeline:
                 raise PipelineClosed
             number = self.state.new_build(self._structure, args)
             build = Build(number, self.bus, self._clock, self._updates_per_second, self._home, retrigger)
+            finished: Future[PipelineFinished] = Future()
+            self._builds[build] = finished  # before it starts: an interrupt must not leave one that nobody knows
             try:
-                finished, _ = start_thread(partial(self._build, build, args), f"rxbus-build-{number}")
-            except BaseException:  # there are too many threads
+                start_thread(partial(self._build, build, args), f"rxbus-build-{number}", finished, _context())
+            except RuntimeError:  # there are too many threads
+                del self._builds[build]
                 self.state.end_build(number)
                 raise
-            self._builds[build] = finished
+            except BaseException:  # interrupted, and nobody is given its future
+                build.kill.throw()
+                raise
         return number, finished
 
     def _start_again(self, build_number: int, step_id: StepId) -> tuple[int, Future[PipelineFinished]]:
@@ -199,8 +212,8 @@ class Pipeline:
         results = without_life(self.state.step_results(build_number))  # of a build that runs, too
         if step_id not in results:
             raise UnknownStep(build_number, step_id)
-        if self.state.structure(build_number) != self._structure:
-            raise StructureChanged(build_number)
+        if (change := difference(self.state.structure(build_number), self._structure)) is not None:
+            raise StructureChanged(build_number, change)
         return self._start(self.state.args(build_number), Retrigger(build_number, step_id, results))
 
     def _build(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
@@ -218,9 +231,9 @@ class Pipeline:
         try:
             outputs = run_in_sequence(build, self._root, args, None)
             told = PipelineFinished(build.number, Status(together(outputs)["status"]), outputs)
-        except RxBusError:  # the bus has been closed: nothing more can be told
+        except BusClosed:  # nothing more can be told
             raise
-        except BaseException:  # not a step's: no thread can be started
+        except BaseException:  # not a step's: no thread can be started, or the bus refuses what is told
             logger.exception("build %d has failed", build.number)
             told = PipelineFinished(build.number, Status.FAILURE, {})
         build.wait_for_threads()
@@ -242,7 +255,19 @@ def _step_id(step_id: StepId) -> StepId:
 def _arguments(args: Mapping[str, Any] | None) -> dict[str, Any]:
     if args is not None and not isinstance(args, Mapping):
         raise InvalidArgument(f"arguments are a dict, not {args!r}")
-    return dict(args or {})
+    try:
+        return {name: own_copy(value) for name, value in (args or {}).items()}
+    except RecursionError:
+        raise InvalidArgument("arguments must not contain themselves") from None
+
+
+def _context() -> Context:
+    """The caller's context variables, without the bus's: a build is no part of what an `async def` handler is at."""
+    context = Context()
+    for variable, value in copy_context().items():
+        if not variable.name.startswith("rxbus"):
+            context.run(variable.set, value)
+    return context
 
 
 def structure_of(container: Container, parent_id: StepId) -> tuple[StepStructure, ...]:
@@ -252,7 +277,7 @@ def structure_of(container: Container, parent_id: StepId) -> tuple[StepStructure
         if step is None:
             continue
         step_id = (number, *parent_id)
-        kind = step.kind if isinstance(step, Container) else "step"
+        kind = step.kind if isinstance(step, Container) else getattr(step, "kind", "step")
         children = structure_of(step, step_id) if isinstance(step, Container) else ()
         name = str(getattr(step, "__name__", None) or type(step).__name__)
         name = name.encode(errors="backslashreplace").decode()  # it may quote a file's, which need not be text

@@ -102,9 +102,11 @@ class Triggers:
 
     def _name(self, number: int, step_id: StepId) -> str:
         with suppress(RxBusError):  # another pipeline's, on the same bus
-            for step in walk(self._pipeline.state.structure(number)):
-                if step.step_id == step_id:
-                    return step.name
+            steps = {step.step_id: step for step in walk(self._pipeline.state.structure(number))}
+            while (above := steps.get(step_id[1:])) is not None and above.kind == "alias":
+                step_id = above.step_id
+            if step_id in steps:
+                return steps[step_id].name
         return "a step"
 
 
@@ -163,7 +165,7 @@ class Prompt:
         name = self._left[0]
         told = (self._asked.parameters or {})[name]
         told = told.get("desc", told) if isinstance(told, dict) else told
-        self._display.note(f"{plain(name)} ({plain(json_text(told))}): " if told else f"{plain(name)}: ", end="")
+        self._display.note(f"{plain(name)}, {plain(json_text(told))}: " if told else f"{plain(name)}: ", end="")
 
     def _read(self, stdin: int) -> None:
         if not _is_foreground(stdin) or not select.select([stdin], [], [], 0)[0]:
@@ -185,6 +187,10 @@ class Prompt:
             return
         if self._left:
             self._given[self._left.pop(0)] = line
+        elif line.strip().lower() not in ("", "y", "yes"):
+            self._display.note("only that triggers it; Ctrl-C kills the build")
+            self._ask()
+            return
         if self._left:
             self._ask()
             return

@@ -55,6 +55,15 @@ def is_time(value: object) -> TypeGuard[datetime]:
     return isinstance(value, datetime) and value.tzinfo is not None
 
 
+def own_copy(value: Any) -> Any:
+    """Copies dicts, lists and tuples, all the way down, for somebody who may change them; the rest stays the same."""
+    if type(value) is dict:
+        return {key: own_copy(one) for key, one in value.items()}
+    if type(value) is list or type(value) is tuple:
+        return type(value)([own_copy(one) for one in value])
+    return value
+
+
 def is_below(step_id: StepId, ancestor: StepId) -> bool:
     """Whether a step is another one, or stands below it."""
     return len(step_id) >= len(ancestor) and step_id[len(step_id) - len(ancestor) :] == ancestor

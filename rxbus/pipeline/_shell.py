@@ -25,12 +25,14 @@ __all__ = ["shell"]
 
 POSIX = os.name == "posix"
 TICK = 0.05  # seconds between two looks at whether the process has ended, or is to be killed
+SOON = 0.002  # from one look for the end of a command that writes no more to the next
 INTERVAL = 0.05  # seconds between two updates, while they cost little
 EFFORT = 4  # an update costs at most one part in so many of the time, as it takes the whole output each time
 GRACE = 1.0  # seconds that a killed process has to put things in order
 CHUNK = 1 << 16  # bytes; what a pipe holds on Linux
 PIPE_LIMIT = 1 << 20  # bytes; what a pipe can be made to hold there
 NOT_STARTED = 127  # how a shell exits when it finds no such command
+LOST = "\nwith which code it has exited is not known: the program ignores SIGCHLD, or waits for its children elsewhere"
 
 
 def shell(
@@ -54,10 +56,10 @@ def shell(
         env: Variables to add to the environment.
 
     Raises:
-        InvalidArgument: The sequence is empty, or holds something other than strings.
+        InvalidArgument: It is no command, or the variables are no texts.
     """
     command = command if isinstance(command, str) else _program(command)
-    added = dict(env or {})
+    added = _variables(env)
 
     def step(args: dict[str, Any], ctx: StepContext) -> Result:
         if ctx.killed:
@@ -65,14 +67,24 @@ def shell(
         return _Run(ctx, command, added).result()
 
     step.__name__ = step.__qualname__ = f"shell: {_in_one_line(command)}"
+    step.kind = "shell"  # type: ignore[attr-defined] # see `StepStructure`
     return step
 
 
 def _program(command: Sequence[str]) -> list[str]:
-    words = list(command)
+    words = list(command) if isinstance(command, Sequence) else []
     if not words or not all(isinstance(word, str) for word in words):
         raise InvalidArgument(f"a command is a line for the shell, or a program and its arguments, not {command!r}")
     return words
+
+
+def _variables(env: Mapping[str, str] | None) -> dict[str, str]:
+    if env is not None and not isinstance(env, Mapping):
+        raise InvalidArgument(f"variables are a dict of texts, not {env!r}")
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidArgument(f"variables are texts, not {name!r}: {value!r}")
+    return dict(env or {})
 
 
 def _in_one_line(command: str | list[str]) -> str:
@@ -89,6 +101,8 @@ class _Run:
         self._env = env
         self._out = _Out(ctx)
         self._grace_ends: float | None = None  # once killed
+        self._exited = False
+        self._exit: int | None = None  # how; None: that has been told to another, who waits for all, or to nobody
 
     def result(self) -> Result:
         try:
@@ -106,12 +120,10 @@ class _Run:
             running.discard(process)
             if POSIX and process.stdout is not None:  # elsewhere closing would wait for the thread's read
                 process.stdout.close()
-        status = Status.FAILURE if process.returncode else Status.SUCCESS
-        return {
-            "status": status if self._grace_ends is None else Status.KILLED,
-            "exit": process.returncode,
-            "out": self._out.text(),
-        }
+        out = self._out.text()
+        ended: Result = {"out": f"{out}{LOST}"} if self._exit is None else {"exit": self._exit, "out": out}
+        status = Status.SUCCESS if self._exit == 0 else Status.FAILURE
+        return {"status": status if self._grace_ends is None else Status.KILLED, **ended}
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -136,9 +148,8 @@ class _Run:
     def _read(self, process: subprocess.Popen[bytes], reader: _Reader) -> None:
         if chunk := reader.read(TICK):
             self._out.add(chunk)
-        elif chunk is not None and process.returncode is None:  # about to end, as its output has
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(TICK)
+        elif chunk is not None and not self._exited:  # about to end, as its output has
+            sleep(SOON)
         elif chunk is not None:  # killed, and what is left of its group has the rest of the grace
             sleep(TICK)
         self._out.publish_if_due()
@@ -148,7 +159,7 @@ class _Run:
 
         The output does not tell: a process may close it early, or leave it open to a child in the background.
         """
-        exited = process.poll() is not None
+        exited = self._has_exited(process)
         if self._grace_ends is None:
             if exited or not self._ctx.killed:
                 return exited
@@ -161,6 +172,34 @@ class _Run:
             return False
         _signal(process, force=True)
         return exited
+
+    def _has_exited(self, process: subprocess.Popen[bytes]) -> bool:
+        if not self._exited:
+            try:
+                self._exit = _exit_of(process)
+                self._exited = self._exit is not None
+            except ChildProcessError:
+                self._exited = True
+        return self._exited
+
+
+def _exit_of(process: subprocess.Popen[bytes]) -> int | None:
+    """How a process has ended, as `returncode` has it, but not 0 where nobody can tell; None: it has not.
+
+    Raises:
+        ChildProcessError: Another has been told, and it cannot be asked for again.
+    """
+    if process.returncode is not None or not hasattr(os, "waitid"):
+        return process.poll()
+    try:
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        process.poll()  # it must know, too
+        raise
+    if ended is None:
+        return None
+    process.poll()
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 class _Out:

@@ -76,7 +76,7 @@ class StepContext:
         Raises:
             InvalidArgument: A value is none that JSON can hold, or the status is none.
         """
-        told = _checked(fields)
+        told = checked(fields)
         self._updates.change(lambda result: _waiting({**result, **told}))
 
     def replace(self, result: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ class StepContext:
         Raises:
             InvalidArgument: A value is none that JSON can hold, or the status is none.
         """
-        told = _checked(result)
+        told = checked(result)
         self._updates.change(lambda before: _waiting({**_of_the_kill(before), "status": Status.RUNNING, **told}))
 
     def _publish(self, result: Result) -> None:
@@ -213,7 +213,7 @@ class _Unstorable(Exception):
     """JSON cannot hold it."""
 
 
-def _checked(fields: Mapping[str, Any]) -> Result:
+def checked(fields: Mapping[str, Any]) -> Result:
     """Gives a copy of an intermediate result.
 
     Raises:

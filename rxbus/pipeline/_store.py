@@ -127,7 +127,7 @@ class MemoryStore:
     """Builds that live as long as the store."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards all below; nothing is called under it
+        self._lock = threading.RLock()  # guards all below; nothing is called under it
         self._last = 0
         self._closed = False
         self._running: set[int] = set()

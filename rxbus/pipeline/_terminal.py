@@ -101,14 +101,15 @@ def kept_for_lines() -> Iterator[BinaryIO]:
     """Keeps standard output for JSON lines: what steps print, and their children, goes to standard error."""
     out = standard_output()
     with ExitStack() as ending:
+        errors = sys.stderr or ending.enter_context(open(os.devnull, "w"))  # None: it has been closed, `2>&-`
         with suppress(OSError):  # what stands in for it in a test has no descriptor
             descriptor = out.fileno()
             kept = os.dup(descriptor)
             ending.callback(os.close, kept)
             ending.callback(os.dup2, kept, descriptor)
-            os.dup2(sys.stderr.fileno(), descriptor)
+            os.dup2(errors.fileno(), descriptor)
             out = os.fdopen(kept, "wb", closefd=False)
-        ending.enter_context(redirect_stdout(sys.stderr))
+        ending.enter_context(redirect_stdout(errors))
         yield out
 
 
@@ -250,6 +251,8 @@ def trigger(
         [(path, one)] = found
         if unknown := parameters.keys() - (one.parameters or parameters).keys():
             raise Unusable(f"{min(unknown)!r} is none of its parameters: {', '.join(map(plain, one.parameters or {}))}")
+        if missing := (one.parameters or {}).keys() - parameters.keys():
+            raise Unusable(f"it wants {', '.join(f'{plain(name)}=...' for name in sorted(missing))} too")
         if not request(path, Request(one.trigger_id, parameters)).answered:
             raise Unusable(f"{one} does not wait any more")
         show_waiting([one], as_json, "triggered: ")

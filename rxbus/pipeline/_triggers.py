@@ -8,10 +8,10 @@ from queue import Empty, Queue
 from typing import Any
 from uuid import uuid4
 
-from rxbus import Event, EventBus
+from rxbus import Event, EventBus, InvalidArgument
 from rxbus.pipeline import topics
 from rxbus.pipeline._results import Result, Status
-from rxbus.pipeline._step import Args, Step, StepContext
+from rxbus.pipeline._step import Args, Step, StepContext, checked
 
 LOOK = 0.5  # seconds from one look for a kill to the next
 
@@ -27,7 +27,18 @@ def wait_for_manual_trigger(args: Args, ctx: StepContext) -> Result:
 
 
 def parameterized_trigger(parameters: Mapping[str, Any]) -> Step:
-    """Makes a trigger that tells, in its result's `parameters`, which ones it wants to be answered with."""
+    """Makes a trigger that tells, in its result's `parameters`, which ones it wants to be answered with.
+
+    Args:
+        parameters: What is said of each by its name, for whoever answers: a text, or a dict with a text under `desc`.
+            No defaults: the terminal asks for every one.
+
+    Raises:
+        InvalidArgument: They are none, or JSON cannot hold them.
+    """
+    if not isinstance(parameters, Mapping):
+        raise InvalidArgument(f"a trigger's parameters are a dict, not {parameters!r}")
+    checked({"parameters": dict(parameters)})
 
     def wait_for_parameterized_trigger(args: Args, ctx: StepContext) -> Result:
         ctx.update(parameters=dict(parameters))
@@ -37,7 +48,14 @@ def parameterized_trigger(parameters: Mapping[str, Any]) -> Step:
 
 
 def post_trigger(bus: EventBus, trigger_id: str, parameters: Mapping[str, Any] | None = None) -> None:
-    """Answers the step that waits for this trigger; where none does, nothing happens."""
+    """Answers the step that waits for this trigger; where none does, nothing happens.
+
+    Raises:
+        InvalidArgument: It is no trigger's id, or JSON cannot hold the parameters: the step goes on waiting.
+    """
+    if not isinstance(trigger_id, str) or not isinstance(parameters, Mapping | None):
+        raise InvalidArgument(f"a trigger is answered by its id and a dict, not {trigger_id!r} and {parameters!r}")
+    checked(parameters or {})
     received = topics.ManualTriggerReceived(trigger_id, None if parameters is None else dict(parameters))
     bus.publish(topics.MANUAL_TRIGGER_RECEIVED, received)
 

@@ -36,7 +36,7 @@ class Updates:
         self._interval = 0.0 if per_second is None else 1.0 / per_second
         self._every = per_second is None
         self._clock = clock
-        self._idle = threading.Condition(threading.Lock())  # guards all below; no subscriber is called under it
+        self._idle = threading.Condition()  # guards all below; no subscriber is called under it
         self._result: Result = {}
         self._pending: deque[Result] = deque()  # states to be published; where sampled, the latest only
         self._publishing = False

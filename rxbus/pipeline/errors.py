@@ -47,7 +47,7 @@ class UnknownStep(RxBusError, LookupError):
         self.step_id = step_id
 
     def __str__(self) -> str:
-        return f"build {self.build_number!r} has no step {self.step_id!r}"
+        return f"build {self.build_number!r} has no step {self.step_id!r}, or did not come to it"
 
 
 class StructureChanged(RxBusError):
@@ -55,14 +55,16 @@ class StructureChanged(RxBusError):
 
     Attributes:
         build_number: The build.
+        change: Where they differ first.
     """
 
-    def __init__(self, build_number: int) -> None:
-        super().__init__(build_number)
+    def __init__(self, build_number: int, change: str) -> None:
+        super().__init__(build_number, change)
         self.build_number = build_number
+        self.change = change
 
     def __str__(self) -> str:
-        return f"build {self.build_number!r} had other steps than the pipeline has now"
+        return f"build {self.build_number!r} had other steps than the pipeline has now: {self.change}"
 
 
 class DamagedState(RxBusError):

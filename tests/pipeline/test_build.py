@@ -21,9 +21,13 @@ from rxbus.pipeline import (
     in_parallel,
     junction,
     run,
+    shell,
     topics,
 )
 from rxbus.pipeline._build import Retrigger, Role
+from rxbus.pipeline._containers import Container
+from rxbus.pipeline._pipeline import structure_of
+from rxbus.pipeline._structure import difference
 from tests.pipeline.recording import PATIENCE, Book, Sees, bad, ok, plain, until_killed
 
 Make = Callable[..., Pipeline]
@@ -282,3 +286,28 @@ def test_a_retriggered_build_can_be_killed(make: Make, spawn: Any) -> None:
     assert first.wait(PATIENCE)
     pipeline.kill(2, (2,))
     assert plain(again.result(PATIENCE)) == {(1,): "success", (2,): "killed"}
+
+
+def test_a_command_that_has_been_mended_can_be_retriggered(make: Make, tmp_path: Path) -> None:
+    with Pipeline([ok(), alias("deploy", shell("exit 3"))], home=tmp_path) as old:
+        assert old.run().status == "failure"
+    with Pipeline([ok(), alias("deploy", shell("exit 0"))], home=tmp_path) as new:
+        assert new.retrigger(1, (2,)).status == "success"
+        assert [step.kind for step in new.state.structure(2)[1].children] == ["shell"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "change"),
+    [
+        ([alias("a", ok()), ok()], "it was 'a', 1 (alias), and is 'a', 1 (run)"),
+        ([run(ok())], "step 2, 'run', is new"),
+        ([run(ok()), run(ok(), ok()), ok()], "step 2-2, 'step', is gone"),
+    ],
+)
+def test_where_two_structures_differ_first(steps: list[Any], change: str) -> None:
+    before = structure_of(Container("pipeline", steps), ())
+    now = structure_of(
+        Container("pipeline", [Container("run", [ok()], "a") if len(steps) == 2 else run(ok()), run(ok())]), ()
+    )
+    assert difference(before, now) == change
+    assert difference(now, now) is None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -621,3 +624,65 @@ def test_the_order_holds_on_every_level(make: Make) -> None:
         assert story[:2] == ["updated", "started"]
         assert story[-2:] == ["updated", "finished"]
         assert (story.count("started"), story.count("finished")) == (1, 1)
+
+
+def test_what_a_step_does_to_its_arguments_is_seen_by_no_other(make: Make) -> None:
+    seen = Sees()
+    given: dict[str, Any] = {"list": [1], "global": {"kept": {"n": 1}}}
+
+    def greedy(args: Any, ctx: StepContext) -> Any:
+        args["list"].append(2)
+        args["global"]["kept"]["n"] = 2
+        return {"status": "success", "files": ["a"]}
+
+    def later(args: Any, ctx: StepContext) -> Any:
+        args["files"].append("b")
+        return {"status": "success"}
+
+    pipeline = make(greedy, later, in_parallel(greedy, seen), seen)
+    finished = pipeline.run(given)
+    assert given == {"list": [1], "global": {"kept": {"n": 1}}}
+    assert [args["list"] for args in seen.args] == [[1], [1]]
+    assert [args["global"] for args in seen.args] == [{"kept": {"n": 1}}] * 2
+    assert finished.outputs[(1,)]["files"] == pipeline.state.step_results(1)[(1,)]["files"] == ["a"]
+
+
+def test_arguments_that_contain_themselves_are_refused(make: Make) -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    with pytest.raises(InvalidArgument, match="contain themselves"):
+        make(ok()).start({"ring": ring})
+
+
+def test_what_is_no_step_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(InvalidArgument):
+        junction(None, ok(), ok())  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument):
+        alias(5, ok())  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="needs a user who may become another")
+def test_a_workspace_takes_nothing_outside_with_it(tmp_path: Path) -> None:
+    """Not even the mode of a directory that is linked to; root is never refused, so another user has to try."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o777)
+    program = f"""
+import os
+from pathlib import Path
+from rxbus.pipeline._files import remove_tree
+os.setuid(65534)
+outside = Path({str(outside)!r}) / "mine"
+outside.mkdir()
+outside.chmod(0o755)
+workspace = Path({str(outside)!r}) / "workspace"
+(workspace / "cache").mkdir(parents=True)
+(workspace / "cache" / "link").symlink_to(outside)
+(workspace / "cache").chmod(0o555)
+remove_tree(workspace)
+print(workspace.exists(), oct(outside.stat().st_mode & 0o777))
+"""
+    outside.chmod(0o777)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
+    assert done.stdout == "False 0o755\n", done.stderr

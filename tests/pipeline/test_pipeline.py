@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from rxbus.pipeline import (
     start_one_run_after_another,
     stop_runner,
     topics,
+    wait_for_manual_trigger,
 )
 from tests.pipeline.recording import PATIENCE, Book, Sees, bad, ok, until_killed
 
@@ -402,3 +407,83 @@ def test_several_shutdowns_at_once(spawn: Any) -> None:
 def test_an_unused_pipeline_ends() -> None:
     with Pipeline([ok()]):
         pass
+
+
+async def test_a_build_started_in_an_async_handler_is_no_part_of_it(make: Make) -> None:
+    """Its publishes wait for all who listen, as everywhere: its result is in the state when it is there."""
+    pipeline = make(ok())
+    pipeline.bus.subscribe(topics.STEP_RESULT_UPDATE_CONSUMED).subscribe(lambda event: time.sleep(0.01))
+    known: list[bool] = []
+
+    def look(future: Future[PipelineFinished]) -> None:
+        known.append((1,) in pipeline.state.step_results(future.result().build_number))
+
+    @pipeline.bus.on("go")
+    async def go(event: Any) -> None:
+        builds = [pipeline.start() for _ in range(4)]
+        for build in builds:
+            build.add_done_callback(look)
+        await asyncio.gather(*(asyncio.wrap_future(build) for build in builds))
+
+    await pipeline.bus.publish_async("go")
+    assert known == [True] * 4
+
+
+def test_kills_reach_steps_whose_bus_has_been_closed() -> None:
+    bus = EventBus()
+    with Pipeline([wait_for_manual_trigger], bus=bus) as pipeline:
+        waiting = threading.Event()
+        seen = bus.subscribe(topics.STEP_RESULT_UPDATED).only_payload()
+        seen.filter(lambda update: update.step_result["status"] == "waiting").subscribe(lambda _: waiting.set())
+        build = pipeline.start()
+        assert waiting.wait(PATIENCE)
+        bus.close()
+        pipeline.kill_all()
+        with pytest.raises(BusClosed):  # its end cannot be told
+            build.result(PATIENCE)
+
+
+def test_an_interrupted_start_kills_its_build(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the thread starts: nobody is given its future."""
+    begun = threading.Event()
+    pipeline = make(until_killed(begun))
+
+    def start(self: threading.Thread) -> None:
+        true_start(self)
+        if self.name.startswith("rxbus-build"):
+            assert begun.wait(PATIENCE)
+            raise KeyboardInterrupt
+
+    true_start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.start()
+    monkeypatch.undo()
+    pipeline.shutdown()
+    assert pipeline.state.step_results(1)[(1,)]["status"] == "killed"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+def test_a_signal_handler_may_shut_down(tmp_path: Path) -> None:
+    class Ended(Exception):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        pipeline.shutdown()
+        raise Ended
+
+    def run_on() -> None:
+        while True:
+            pipeline.run()
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        for moment in range(1, 21):
+            pipeline = Pipeline([ok()], home=tmp_path, shutdown_timeout=0.2)
+            signal.setitimer(signal.ITIMER_REAL, moment * 0.0007)
+            with pytest.raises((Ended, PipelineClosed)):
+                run_on()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

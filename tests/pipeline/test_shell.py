@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -472,3 +473,38 @@ def test_without_process_groups_a_child_in_the_background_does_not_hold_the_step
     for thread in threading.enumerate():
         if thread.name == "rxbus-shell":  # ends with the pipe, so with the child
             thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "how", ["signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "threading.Thread(target=reap).start()"]
+)
+def test_an_exit_code_that_another_has_taken_is_no_success(how: str, tmp_path: Path) -> None:
+    program = f"""
+import os, signal, threading
+from rxbus.pipeline import Pipeline, shell
+def reap():
+    while True:
+        try:
+            os.wait()
+            return
+        except ChildProcessError:
+            pass
+{how}
+with Pipeline([shell("sleep 0.2; exit 3")]) as pipeline:
+    result = pipeline.run().outputs[(1,)]
+    print(result["status"], result.get("exit"), "is not known" in result["out"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout == "failure None True\n", done.stderr
+
+
+@pytest.mark.parametrize("command", [5, None, b"ls", [], ["ls", 5]])
+def test_what_is_no_command_is_refused(command: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        shell(command)
+
+
+@pytest.mark.parametrize("env", [5, {"A": 1}, {1: "a"}, {"A": None}])
+def test_what_are_no_variables_is_refused(env: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        shell("true", env=env)

@@ -442,7 +442,7 @@ def test_times_without_a_zone_are_none(bus: EventBus, state: State) -> None:
 
 def test_errors_are_made_of_their_attributes() -> None:
     assert str(UnknownBuild(7)) == "there is no build 7"
-    assert str(UnknownStep(7, (1, 2))) == "build 7 has no step (1, 2)"
-    assert str(StructureChanged(7)) == "build 7 had other steps than the pipeline has now"
+    assert str(UnknownStep(7, (1, 2))) == "build 7 has no step (1, 2), or did not come to it"
+    assert str(StructureChanged(7, "x")) == "build 7 had other steps than the pipeline has now: x"
     assert str(DamagedState(Path("a/b.json"), "torn")) == f"{Path('a/b.json')} is damaged: torn"
     assert str(PipelineClosed()) == "the pipeline has been shut down"

@@ -370,7 +370,7 @@ class TestScreen:
     def test_a_prompt_asks_for_each_parameter(self, write: Write, home: Path) -> None:
         parameters = '{"version": {"desc": "[red]which"}, "where": None}'
         with Terminal("run", write(f"parameterized_trigger({parameters}), build", GOOD)) as screen:
-            screen.read_until("version ([red]which): ")
+            screen.read_until("version, [red]which: ")
             screen.type("7.1\n")
             screen.read_until("where: ")
             screen.type("there\n")
@@ -383,6 +383,9 @@ class TestScreen:
     def test_enter_answers_what_has_no_parameters(self, write: Write) -> None:
         both = "in_parallel(wait_for_manual_trigger, wait_for_manual_trigger)"
         with Terminal("run", write(both, options="")) as screen:
+            screen.read_until("Enter triggers it: ")
+            screen.type("n\n")
+            screen.read_until("only that triggers it; Ctrl-C kills the build")
             for _ in range(2):
                 screen.read_until("Enter triggers it: ")
                 screen.type("\n")

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from rxbus import EventBus, InvalidArgument
 from rxbus.pipeline import Pipeline, either, parameterized_trigger, post_trigger, run, topics, wait_for_manual_trigger
 from tests.pipeline.recording import PATIENCE, Book, Sees, ok
 
@@ -129,7 +130,11 @@ def test_an_answer_that_json_cannot_hold_is_a_failure(make: Make) -> None:
     pipeline = make(wait_for_manual_trigger)
     ids = trigger_ids(pipeline)
     build = pipeline.start()
-    post_trigger(pipeline.bus, ids.get(timeout=PATIENCE), {"x": threading.Lock()})
+    trigger_id, parameters = ids.get(timeout=PATIENCE), {"x": threading.Lock()}
+    with pytest.raises(InvalidArgument, match="x: JSON cannot hold"):
+        post_trigger(pipeline.bus, trigger_id, parameters)
+    assert not build.done()
+    pipeline.bus.publish(topics.MANUAL_TRIGGER_RECEIVED, topics.ManualTriggerReceived(trigger_id, parameters))
     result = build.result(PATIENCE).outputs[(1,)]
     assert result["status"] == "failure"
     assert "x: JSON cannot hold" in result["out"]
@@ -144,3 +149,15 @@ def test_two_wait_at_once(make: Make) -> None:
         post_trigger(pipeline.bus, trigger_id, {"n": n})
     results = [build.result(PATIENCE).outputs[(1,)] for build in builds]
     assert sorted((posted.index(result["trigger_id"]), result["n"]) for result in results) == [(0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("parameters", [5, None, {"a": object()}])
+def test_what_are_no_parameters_is_refused(parameters: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        parameterized_trigger(parameters)
+
+
+@pytest.mark.parametrize(("trigger_id", "parameters"), [(5, {}), ("x", 5), ("x", "ab")])
+def test_what_is_no_answer_is_refused(trigger_id: Any, parameters: Any, bus: EventBus) -> None:
+    with pytest.raises(InvalidArgument):
+        post_trigger(bus, trigger_id, parameters)
