@@ -194,6 +194,9 @@ class Pipeline:
                 raise PipelineClosed
             number = self.state.new_build(self._structure, args)
             build = Build(number, self.bus, self._clock, self._updates_per_second, self._home, retrigger)
+            if self._closed:  # by a signal handler, meanwhile
+                self.state.end_build(number)
+                raise PipelineClosed
             finished: Future[PipelineFinished] = Future()
             self._builds[build] = finished  # before it starts: an interrupt must not leave one that nobody knows
             try:
