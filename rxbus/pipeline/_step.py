@@ -140,7 +140,10 @@ def _run(build: Build, step: Step, step_id: StepId, args: Args, parent: StepCont
         build.publish(topics.STEP_STARTED, topics.StepStarted(build.number, step_id))
         returned = _body(step, args, context)
         context._updates.stop()
-        final = _final(context._updates.result, returned)
+        gathered = context._updates.result
+        if context.killed:  # it may have ended before it could be told so
+            gathered["received_kill"] = True
+        final = _final(gathered, returned)
         result = context._updates.close(final)
     finally:
         listening.dispose()

@@ -297,3 +297,17 @@ def test_received_kill_stays_in_what_a_container_tells(make: Make) -> None:
     told = [update for update in book.updates((1,)) if "received_kill" in update]
     assert [update["status"] for update in told] == ["running", "waiting", "running", "unknown", "killed"]
     assert book.updates((1, 1))[-2] == {"status": "running", "received_kill": True}
+
+
+def test_a_step_that_ends_before_it_is_told_of_its_kill_has_received_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are killed before the first is told so: one that waits for it may be through by then."""
+    monkeypatch.setattr(StepContext, "_on_kill", lambda self: None)  # it comes too late
+    begun = threading.Event()
+    pipeline = make(run(until_killed(begun)))
+    build = pipeline.start()
+    assert begun.wait(PATIENCE)
+    pipeline.kill(1, (1,))
+    outputs = build.result(PATIENCE).outputs
+    assert outputs[(1,)]["received_kill"] is outputs[(1,)]["outputs"][(1, 1)]["received_kill"] is True
