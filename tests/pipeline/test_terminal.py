@@ -149,12 +149,13 @@ class Terminal:
             [*COMMAND, *map(str, arguments)], env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs
         )
         os.close(theirs)
-        self._seen = ""
+        self._shown = b""
+        self._read = 0  # how much of that has been
 
     @property
     def seen(self) -> str:
         """All that has been shown, without colours."""
-        return re.sub(r"\x1b\[[0-9;]*m", "", self._seen)
+        return re.sub(r"\x1b\[[0-9;]*m", "", self._shown.decode(errors="replace"))
 
     def __enter__(self) -> Terminal:
         return self
@@ -166,14 +167,14 @@ class Terminal:
 
     def read_until(self, text: str | None) -> None:
         """Reads up to some text that has not been read before, or to the end, where reading a pty fails."""
-        fresh = b""
-        while text is None or text.encode() not in fresh:
+        while text is None or (found := self._shown.find(text.encode(), self._read)) < 0:
             try:
-                fresh += os.read(self._ours, 65536)
+                self._shown += os.read(self._ours, 65536)
             except OSError:
-                assert text is None, fresh
-                break
-        self._seen += fresh.decode(errors="replace")
+                assert text is None, self._shown[self._read :]
+                self._read = len(self._shown)
+                return
+        self._read = found + len(text.encode())
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
