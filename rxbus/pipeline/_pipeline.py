@@ -194,15 +194,14 @@ class Pipeline:
                 raise PipelineClosed
             number = self.state.new_build(self._structure, args)
             build = Build(number, self.bus, self._clock, self._updates_per_second, self._home, retrigger)
-            if self._closed:  # by a signal handler, meanwhile
-                self.state.end_build(number)
-                raise PipelineClosed
             finished: Future[PipelineFinished] = Future()
             self._builds[build] = finished  # before it starts: an interrupt must not leave one that nobody knows
             try:
+                if self._closed:  # by a signal handler, meanwhile; asked last, as it may have struck right here
+                    raise PipelineClosed
                 start_thread(partial(self._build, build, args), f"rxbus-build-{number}", finished, _context())
-            except RuntimeError:  # there are too many threads
-                del self._builds[build]
+            except (RuntimeError, PipelineClosed):  # there are too many threads
+                self._forget(build)
                 self.state.end_build(number)
                 raise
             except BaseException:  # interrupted, and nobody is given its future
@@ -223,11 +222,15 @@ class Pipeline:
         try:
             return self._run(build, args)
         finally:
-            with self._lock:
-                del self._builds[build]
-                last = self._late and not self._builds
-            if last:
-                self._end()
+            self._forget(build)
+
+    def _forget(self, build: Build) -> None:
+        """It does not run, or no longer; the last one that has outlived the shutdown ends the rest."""
+        with self._lock:
+            del self._builds[build]
+            last = self._late and not self._builds
+        if last:
+            self._end()
 
     def _run(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
         build.publish(topics.PIPELINE_STARTED, topics.PipelineStarted(build.number))

@@ -463,6 +463,20 @@ def test_an_interrupted_start_kills_its_build(make: Make, monkeypatch: pytest.Mo
     assert pipeline.state.step_results(1)[(1,)]["status"] == "killed"
 
 
+def test_a_shutdown_that_strikes_a_start(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal handler's may: right before the build is known."""
+
+    class Struck(Future[Any]):
+        def __init__(self) -> None:
+            super().__init__()
+            pipeline.shutdown()
+
+    pipeline = make(ok())
+    monkeypatch.setattr("rxbus.pipeline._pipeline.Future", Struck)
+    with pytest.raises(PipelineClosed):
+        pipeline.run()
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
 def test_a_signal_handler_may_shut_down(tmp_path: Path) -> None:
