@@ -79,7 +79,9 @@ class MissingExtra(RxBusError, ImportError):
         self.what = what
 
     def __str__(self) -> str:
-        return f"{self.what} needs the extra {self.extra!r}: pip install 'rxbus[{self.extra}]'"
+        # No "pip install 'rxbus[...]'": on PyPI, that name is another project's.
+        how = f"install rxbus with it, in a clone by pip install '.[{self.extra}]'"
+        return f"{self.what} needs the extra {self.extra!r}: {how}"
 
 
 class PublishError(RxBusError, ExceptionGroup[Exception]):

@@ -25,7 +25,7 @@ import rxbus
 from rxbus import Event, EventBus, Topic, _demo, cli
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "xterm", "PYTHONUNBUFFERED": ""}
-MISSING = "rxbus: the terminal needs the extra 'cli': pip install 'rxbus[cli]'\n"
+MISSING = "rxbus: the terminal needs the extra 'cli': install rxbus with it, in a clone by pip install '.[cli]'\n"
 PATIENCE = 30  # seconds, for what takes a few
 
 pytestmark = pytest.mark.timeout(60, method="signal")  # which, unlike a thread, leaves no demo running

@@ -60,7 +60,10 @@ def test_all_errors_are_public_and_in_one_tree() -> None:
     [
         (errors.InvalidTopic("a b", "it is bad"), "'a b' is not a topic: it is bad"),
         (errors.InvalidTopic(None, "it is bad"), "None is not a topic: it is bad"),
-        (errors.MissingExtra("cli", "rxbus.cli"), "rxbus.cli needs the extra 'cli': pip install 'rxbus[cli]'"),
+        (
+            errors.MissingExtra("cli", "rxbus.cli"),
+            "rxbus.cli needs the extra 'cli': install rxbus with it, in a clone by pip install '.[cli]'",
+        ),
         (
             errors.AcknowledgementTimeout("prices", 1.5, ("slow", "slower")),
             "publish to 'prices': not acknowledged within 1.5 s by slow, slower",
