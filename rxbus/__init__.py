@@ -3,6 +3,7 @@
 An event flows one way, and each module imports only from those below it:
 
     _bus              EventBus
+    _statistics       what a bus has done, in numbers
     _registry         which topics there are, and who is attached to which
     _topic            topics as Subjects, subscriptions as Observables
     operators         operators that know about acknowledgement (_buffered, _coroutines)
@@ -14,6 +15,7 @@ An event flows one way, and each module imports only from those below it:
     _lane             an observer's turn, and the mail left for it
     _workers          threads
     _acknowledgement  what keeps a delivery open; defer
+    _trace            the tap: what tracers are told
     _fan_out          what an event still owes, and what its publisher waits for
     _here             where a thread stands
     _event            events, topics, patterns
@@ -25,10 +27,12 @@ from importlib.metadata import version
 
 from rxbus import errors, operators
 from rxbus._acknowledgement import Acknowledgement, Receipt, defer
-from rxbus._bus import EventBus, Statistics
+from rxbus._bus import EventBus
 from rxbus._event import Event, Topic
 from rxbus._scheduler import BlockingScheduler
+from rxbus._statistics import Statistics, TopicStatistics
 from rxbus._topic import Subscription, TopicSubject
+from rxbus._trace import Tracer
 from rxbus.errors import (
     AcknowledgementTimeout,
     BufferOverflow,
@@ -60,7 +64,9 @@ __all__ = [
     "Statistics",
     "Subscription",
     "Topic",
+    "TopicStatistics",
     "TopicSubject",
+    "Tracer",
     "defer",
     "errors",
     "only_payload",

@@ -25,6 +25,7 @@ from rxbus.errors import InvalidArgument, RxBusError
 if TYPE_CHECKING:
     from rxbus._lane import Lane
     from rxbus._observer import Feed
+    from rxbus._trace import Span
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Delivery:
     when its observer leaves. All fields are under the ledger. Every method can be made again after an interrupt.
     """
 
-    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "keeps", "open", "void", "wait")
+    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "keeps", "open", "span", "void", "wait")
 
     def __init__(self, fan: FanOut, feed: Feed) -> None:
         self.fan = fan
@@ -89,6 +90,7 @@ class Delivery:
         self.failure: BaseException | None = None
         self.void = False  # the handler has raised: what it deferred does not matter any more
         self.ended = False
+        self.span: Span | None = None  # where it is traced
 
     def enter(self, claim: Claim | None = None) -> None:
         """Puts it on its lane's list; who has claimed it waits for it, unless the lane is busy with earlier ones."""
@@ -137,7 +139,7 @@ class Delivery:
                 self.inside = False
                 self.keeps = here.kept = self.holds > 0
             del held
-            self._forget()
+            self._close()
         self._ring()
 
     def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
@@ -161,7 +163,7 @@ class Delivery:
                         self.keeps = False
                         lane.free = True
             del held
-            self._forget()
+            self._close()
             self._ring()
         if by._turn:
             lane.given_back()
@@ -185,12 +187,14 @@ class Delivery:
             self.open = 1
             self._settle()
         del held
-        self._forget()
+        self._close()
         self._ring()
 
-    def _forget(self) -> None:
-        """Whoever keeps it must not pin what has failed, and with the traceback the payload."""
+    def _close(self) -> None:
+        """Once it has ended, tells of it; whoever keeps it must not pin what has failed, and with it the payload."""
         if self.ended:
+            if self.span is not None:
+                self.span.end(self.failure)
             self.failure = None
 
     def _settle(self) -> None:

@@ -10,11 +10,12 @@ from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 from weakref import WeakSet
 
-import msgspec
+from reactivex import abc
+from reactivex.disposable import Disposable
 from reactivex.observer import Observer
 
 from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, waiting_with
-from rxbus._closing import complete_all, is_inside
+from rxbus._closing import complete_all
 from rxbus._coroutines import check_handler
 from rxbus._delivery import publish
 from rxbus._delivery_async import publish_async
@@ -24,35 +25,15 @@ from rxbus._here import Here, local, places
 from rxbus._log import Hub
 from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler, schedulers
+from rxbus._statistics import Statistics, TopicStatistics, of_bus, of_topics
 from rxbus._topic import Subscription, TopicSubject
+from rxbus._trace import Tracer
 from rxbus._workers import Crew
 from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
-
-
-class Statistics(msgspec.Struct, frozen=True):
-    """A snapshot of what a bus has done. Exact when nothing is going on.
-
-    Attributes:
-        topics: How many topics the registry holds.
-        observers: How many observers are attached.
-        published: How many events have been published.
-        acknowledged: How many deliveries have been acknowledged.
-        failed: How many deliveries have failed.
-        pending: How many deliveries have not ended.
-        workers: How many worker threads there are.
-    """
-
-    topics: int
-    observers: int
-    published: int
-    acknowledged: int
-    failed: int
-    pending: int
-    workers: int
 
 
 class EventBus:
@@ -82,6 +63,7 @@ class EventBus:
         self._registry = Registry(self._hub)
         self._logs = self._registry.logs
         self._scheduler.acquire(self)
+        self._at_close: dict[object, Callable[[], object]] = {}
         self._closed = self._in_close = False
         _buses.add(self)
         self._close_lock = threading.RLock()  # held while the bus closes: a second close waits for the first
@@ -271,20 +253,56 @@ class EventBus:
 
     def statistics(self) -> Statistics:
         """Gives a frozen snapshot of what the bus has done."""
-        registry, hub = self._registry, self._hub
-        with registry.lock:
-            logs = list(registry.logs.values())
-            lanes = {attachment.lane for attachment in registry.attachments}
-            topics = len(registry.subjects)
-            published, fanned = registry.published, registry.fanned
-        published += sum(log.published + log.singles for log in logs)
-        fanned += sum(log.fanned() + log.singles for log in logs)
-        with ledger:
-            pending = sum(log.pending() for log in logs) + sum(len(lane.deliveries) for lane in lanes)
-            pending += sum(1 for here in list(places.values()) if is_inside(here, hub) and here.delivery is None)
-            failed, dropped = hub.failed, hub.dropped
-        acknowledged = max(0, fanned - failed - dropped - pending)
-        return Statistics(topics, len(lanes), published, acknowledged, failed, pending, self._scheduler.workers)
+        return of_bus(self._registry, self._hub, self._scheduler.workers)
+
+    def topic_statistics(self) -> dict[str, TopicStatistics]:
+        """Gives the same for each topic that has been published or subscribed to, by name.
+
+        Topics that nobody has asked for are forgotten once there are thousands of them and they have long been quiet.
+        """
+        return of_topics(self._registry, self._hub)
+
+    def trace(self, tracer: Tracer) -> abc.DisposableBase:
+        """Attaches a tracer: from now on it is told of every publish, delivery and receipt; see `Tracer`.
+
+        What happens to events that were published before is not told. While a tracer is attached, each delivery takes
+        a few microseconds more.
+
+        Returns:
+            What detaches it: after `dispose` it is told of no further event. The bus's end detaches it too.
+
+        Raises:
+            InvalidArgument: It is not a tracer, or it is attached already.
+            BusClosed: The bus has been closed.
+        """
+        if not isinstance(tracer, Tracer):
+            raise InvalidArgument(f"a tracer has published(), delivered() and settled(), but not {tracer!r}")
+        if self._hub.closing:
+            raise BusClosed(self._hub.why)
+        if not self._hub.trace(tracer):
+            raise InvalidArgument(f"the tracer is attached already: {tracer!r}")
+        return Disposable(lambda: self._hub.untrace(tracer))
+
+    def on_close(self, callback: Callable[[], object]) -> abc.DisposableBase:
+        """Has something called once the bus has been closed: all observers have been completed, by then.
+
+        A callback that raises is logged. It is called on the thread that closes the bus, which waits for it.
+
+        Returns:
+            What takes it back.
+
+        Raises:
+            BusClosed: The bus has been closed.
+        """
+        if self._hub.closing:
+            raise BusClosed(self._hub.why)
+        key = object()
+        self._at_close[key] = callback
+
+        def take_back() -> None:
+            self._at_close.pop(key, None)
+
+        return Disposable(take_back)
 
     def close(self) -> None:
         """Waits for running deliveries, completes all observers, ends all threads.
@@ -310,8 +328,18 @@ class EventBus:
         self._hub.closing = True
         complete_all(self._registry, self._hub, self._crew)
         self._hub.closed = True
+        self._call_back()
         self._scheduler.release(self)
         self._closed = True
+
+    def _call_back(self) -> None:
+        while self._at_close:
+            key, callback = next(iter(self._at_close.items()))
+            try:
+                callback()
+            except Exception:
+                logger.exception("what was to be called when the bus had been closed has failed: %r", callback)
+            self._at_close.pop(key, None)
 
     def _inherit(self) -> None:
         self._hub.why = "the bus belongs to the process that this one was forked from: make another after the fork"

@@ -27,7 +27,7 @@ from rxbus._here import Here, PutOff, Reentered, local, pass_on_later, run_later
 from rxbus._lane import Entry, Lane, deliver, drop
 from rxbus._log import Log, Retired
 from rxbus._observer import Feed
-from rxbus._outcome import outcome
+from rxbus._outcome import nobody, outcome
 
 MAX_DEPTH = 50  # publishes nested deeper on one thread only leave mail: chains do not recurse
 
@@ -39,7 +39,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
     the events, so that neither the lock nor an entry in the log is needed. An id is drawn before the log is found
     to be empty and unlocked; hence an event that another publisher appends later has a higher one.
     """
-    here = local.here
+    here, hub = local.here, log.hub
     if (
         timeout is not None
         or here.feed is not None
@@ -47,6 +47,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         or here.origin is not None
         or (coroutine_places and coroutine_place.get() is not None)
         or not here.trampoline._idle
+        or hub.tracers is not None
     ):
         return publish_to_all(log, payload, timeout=timeout)
     feed = log.only
@@ -61,11 +62,11 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
     event = error = None
     called = given = False
     try:
-        event = Event(log.name, payload, next(log.hub.ids), time())
+        event = Event(log.name, payload, next(hub.ids), time())
         on_next = feed.on_next
         if feed.cursor is log.tail and on_next is not None and getattr(log, "free", False):
-            if log.hub.engine.monitor.asleep:
-                log.hub.engine.monitor.wake()
+            if hub.engine.monitor.asleep:
+                hub.engine.monitor.wake()
             here.event = event
             called = True
             log.singles += 1
@@ -92,7 +93,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
                 here.kept = False
             elif not given:
                 lane.free = True
-        if fan is not None and log.hub.engine.limit == 0:
+        if fan is not None and hub.engine.limit == 0:
             here.owed[fan] = None
         lane.visit()
         if here.later:
@@ -103,7 +104,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
         if fan is not None:
             give_up(fan, ())
         if lane.inbox:  # interrupted: somebody else has to look at it
-            log.hub.engine.submit(lane.visit)
+            hub.engine.submit(lane.visit)
         if here.later:
             pass_on_later(here)
         raise
@@ -145,8 +146,10 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             here.origin = None  # its handlers' publishes are caused by this event
             event = fan.event
             entry = here.begun
+            if fan.tracers is not None:
+                fan.tracers.published(event)
             if entry is None:
-                return Receipt(event, 0)
+                return nobody(fan)
             if before is None and timeout is None:
                 done = round_lanes(log, here, entry, fan)
             else:
@@ -212,7 +215,7 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
     here.delivery = None
     done = 0
     held: Lane | None = None
-    caused = fan.trail is not None
+    caused, traced = fan.trail is not None, fan.tracers is not None
     try:
         for feed in fan.rest:
             lane = feed.lane
@@ -222,8 +225,8 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
                 else:
                     hand(feed, fan)
                 continue
-            # A buffer may have refused a delivery, and causes come before their effect.
-            careful = caused and (fan.origin is not None or lane.is_fed_by_several())
+            # A buffer may have refused a delivery, and causes come before their effect; `deliver` tells tracers.
+            careful = traced or (caused and (fan.origin is not None or lane.is_fed_by_several()))
             try:
                 del lane.free
             except AttributeError:

@@ -15,7 +15,7 @@ from rxbus._handover import hand_over
 from rxbus._here import local, run_later
 from rxbus._lane import Entry
 from rxbus._log import Log, Retired
-from rxbus._outcome import outcome
+from rxbus._outcome import nobody, outcome
 
 
 async def publish_async(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
@@ -28,8 +28,10 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         return await publish_async(log.hub.resolve(log.name), payload, timeout)
     event = fan.event
     entry, here.begun = here.begun, None
+    if fan.tracers is not None:
+        fan.tracers.published(event)
     if not fan.feeds or entry is None:
-        return Receipt(event, 0)
+        return nobody(fan)
     engine = log.hub.engine
     settled = asyncio.Event()
     count = len(fan.feeds)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
     from rxbus._log import Log
     from rxbus._observer import Feed
+    from rxbus._trace import Tracers
 
 logger = logging.getLogger("rxbus")
 
@@ -67,6 +68,7 @@ class FanOut(msgspec.Struct, eq=False):
     lost: int = 0  # how many ended without an acknowledgement: failed, or the observer left
     lapsed: dict[Feed, None] | None = None  # whose delivery has ended without having begun: they left, or must not
     wait: Wait | None = None
+    tracers: Tracers | None = None  # whom it is told to
 
     @property
     def top(self) -> FanOut:
@@ -163,6 +165,7 @@ class FanOut(msgspec.Struct, eq=False):
             told = outermost if wait is None or wait.gone else wait
             gone = told.gone
             if key not in told.failures:
+                self.log.failed += counts
                 self.log.hub.failed += counts
                 if not gone:
                     told.failures[key] = error

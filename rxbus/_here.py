@@ -70,6 +70,7 @@ class Here:
         "outer",
         "owed",
         "thread",
+        "tracing",
         "trampoline",
         "wait",
         "waits",
@@ -96,6 +97,7 @@ class Here:
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
         self.engine: Engine | None = None  # of what has been attached last, and how that is called
         self.attached = ""
+        self.tracing = False  # it is telling tracers: what they publish is not traced
         self.thread = threading.get_ident()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self

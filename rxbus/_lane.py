@@ -27,6 +27,7 @@ from rxbus._bell import Bell
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
+from rxbus._trace import Span
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
@@ -304,6 +305,8 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
             if on_next is None:
                 drop(feed, entry.id, fan)
             return
+        if fan.tracers is not None:
+            delivery.span = Span(fan.tracers, event, feed.name)
         if own:
             delivery.enter_own()
         else:
@@ -370,7 +373,7 @@ def _told(error: BaseException, own: bool) -> BaseException:
 def drop(feed: Feed, id: int, fan: FanOut) -> None:
     """The observer has left: ends a delivery that its leaving has not ended. Can be made again."""
     if feed.cut is not None and id <= feed.cut:
-        fan.log.hub.dropped += fan.lapse(feed)
+        fan.log.count_dropped(fan.lapse(feed))
 
 
 def _others(here: Here, own: FanOut | None, head: Entry) -> bool:

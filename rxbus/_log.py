@@ -21,6 +21,7 @@ from rxbus._fan_out import FanOut, ledger
 from rxbus._here import Engine, Here, Origin, Reentered, Trail, local
 from rxbus._lane import GIL, Entry, LockTurn
 from rxbus._observer import Attachment, Feed
+from rxbus._trace import Tracer, Tracers
 from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
 
 P = ParamSpec("P")
@@ -34,7 +35,10 @@ class Retired(Exception):
 class Hub:
     """What the topics of one bus share."""
 
-    __slots__ = ("closed", "closing", "dropped", "engine", "failed", "guards", "ids", "max_chain", "resolve", "why")
+    __slots__ = (
+        *("_lock", "closed", "closing", "dropped", "engine", "failed"),
+        *("guards", "ids", "max_chain", "resolve", "tracers", "why"),
+    )
 
     def __init__(self, engine: Engine, max_chain: int) -> None:
         self.engine = engine
@@ -45,8 +49,25 @@ class Hub:
         self.closing = False  # outermost publishes are refused; set before each log's lock has been taken once
         self.closed = False
         self.why = "the bus is closed"
-        self.failed = 0  # deliveries; under the ledger
+        self._lock = threading.RLock()  # guards changes of `tracers`; nothing is called under it
+        self.failed = 0  # deliveries, also of logs that have been swept out; under the ledger
         self.dropped = 0
+        self.tracers: Tracers | None = None  # who is told what happens; read without a lock by every publish
+
+    def trace(self, tracer: Tracer) -> bool:
+        """Tells a tracer of what is published from now on; False where it is told already."""
+        with self._lock:
+            known = () if self.tracers is None else self.tracers.all
+            if any(one is tracer for one in known):
+                return False
+            self.tracers = Tracers((*known, tracer), self.untrace)
+            return True
+
+    def untrace(self, tracer: Tracer) -> None:
+        """Tells it of no further event."""
+        with self._lock:
+            left = () if self.tracers is None else tuple(one for one in self.tracers.all if one is not tracer)
+            self.tracers = Tracers(left, self.untrace) if left else None
 
 
 def _in_order(method: Callable[Concatenate[Log, P], R]) -> Callable[Concatenate[Log, P], R]:
@@ -81,8 +102,10 @@ class Log:
         "_fanned",
         "_folded",
         "_snapshot",
+        "dropped",
         "ended",
         "error",
+        "failed",
         "feeds",
         "free",
         "hub",
@@ -115,6 +138,8 @@ class Log:
         self.retired = False
         self.singles = 0  # publishes that went to `only`
         self.published = 0  # all others
+        self.failed = 0  # deliveries; under the ledger
+        self.dropped = 0  # deliveries whose observers had left
         self._fanned = 0  # the deliveries of the first `_folded` of those; all later ones went to the present snapshot
         self._folded = 0
 
@@ -213,6 +238,11 @@ class Log:
         """How many deliveries all its publishes have had to make, but for those to `only`."""
         return self._fanned + len(self._snapshot or ()) * (self.published - self._folded)
 
+    def count_dropped(self, deliveries: int) -> None:
+        """Counts deliveries whose observers had left."""
+        self.dropped += deliveries
+        self.hub.dropped += deliveries
+
     def pending(self) -> int:
         """How many deliveries have not begun."""
         count = 0
@@ -296,6 +326,8 @@ class Log:
                 fan.parent = parent
                 fan.by = here.feed
                 fan.root = None if parent is None else parent.top
+            if hub.tracers is not None and not here.tracing and isinstance(event, Event):
+                fan.tracers = hub.tracers
             if here.waits or here.outer:
                 fan.below = (*here.waits, *((None, one, None) for one in here.outer))
             if feeds:

@@ -57,7 +57,7 @@ class Feed:
                 self.cut = self.dropped.id
         while (entry := self._to_drop(last)) is not None:
             assert entry.fan is not None
-            self.log.hub.dropped += entry.fan.lapse(self)
+            self.log.count_dropped(entry.fan.lapse(self))
             self.dropped = entry
         self.dropped = None  # or it would pin what comes
 

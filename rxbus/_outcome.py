@@ -11,11 +11,21 @@ from rxbus._here import places
 from rxbus.errors import AcknowledgementTimeout, PublishError
 
 
+def nobody(fan: FanOut) -> Receipt:
+    """Tells of an event that has come to nobody."""
+    receipt = Receipt(fan.event, 0)
+    if fan.tracers is not None:
+        fan.tracers.settled(receipt)
+    return receipt
+
+
 def outcome(topic: str, event: Any, fan: FanOut, count: int, in_time: bool, timeout: float | None) -> Receipt:
     """Tells how it all ended, once the publisher waits no longer."""
     with ledger:
         queued = fan.missing - fan.ended
         receipt = Receipt(event, count - queued - fan.lost, queued)
+    if fan.tracers is not None and in_time:
+        fan.tracers.settled(receipt)
     wait = fan.wait
     if wait is None:
         return receipt

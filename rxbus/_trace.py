@@ -1,0 +1,109 @@
+"""The tap: what happens on a bus, told to whoever has attached a tracer.
+
+Whether an event is traced is decided once, when it gets its place in the order; so a tracer sees all of its deliveries
+or none. Without a tracer, that is one look at an attribute per publish.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from time import time
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from rxbus._event import Event
+from rxbus._here import Once, local
+
+if TYPE_CHECKING:
+    from rxbus._acknowledgement import Receipt
+
+
+logger = logging.getLogger("rxbus")
+
+
+@runtime_checkable
+class Tracer(Protocol):
+    """What `EventBus.trace` attaches: it is told what happens on the bus.
+
+    It is called on the thread on which the thing happens, as a rule in the turn of the observer concerned: so it
+    should be quick, and must not wait for anything that a handler does. Calls come from several threads at once, and
+    those about one event in any order. What a tracer publishes itself is not traced. One that raises is detached, and
+    the logger `rxbus` tells.
+    """
+
+    def published(self, event: Event[Any]) -> None:
+        """An event has been given its place in the order of its topic."""
+
+    def delivered(
+        self, event: Event[Any], observer: str, start: float, end: float, thread: str, error: BaseException | None
+    ) -> None:
+        """A delivery has ended: acknowledged, failed, or given up because the observer has left.
+
+        Args:
+            event: What was delivered.
+            observer: The observer's name.
+            start: When its handler was called, in seconds since the epoch.
+            end: When the delivery ended: later than the handler's return where that deferred, or is a coroutine.
+            thread: The name of the thread that called the handler.
+            error: What failed, if anything has.
+        """
+
+    def settled(self, receipt: Receipt) -> None:
+        """A publish has ended, with what it returns, or what its `PublishError` holds.
+
+        Not where it was given up: timed out, cancelled, interrupted.
+        """
+
+
+class Tracers:
+    """The tracers of a bus, as they were when an event was published; one at least."""
+
+    __slots__ = ("_detach", "all")
+
+    def __init__(self, all: tuple[Tracer, ...], detach: Callable[[Tracer], object]) -> None:
+        self.all = all
+        self._detach = detach
+
+    def published(self, event: Event[Any]) -> None:
+        self._tell(lambda tracer: tracer.published(event))
+
+    def settled(self, receipt: Receipt) -> None:
+        self._tell(lambda tracer: tracer.settled(receipt))
+
+    def delivered(
+        self, event: Event[Any], observer: str, start: float, thread: str, error: BaseException | None
+    ) -> None:
+        end = time()
+        self._tell(lambda tracer: tracer.delivered(event, observer, start, end, thread, error))
+
+    def _tell(self, call: Callable[[Tracer], None]) -> None:
+        here = local.here
+        outer, here.tracing = here.tracing, True
+        try:
+            for tracer in self.all:
+                try:
+                    call(tracer)
+                except Exception:  # what watches must not harm what it watches
+                    self._detach(tracer)
+                    logger.exception("a tracer failed, and has been detached: %r", tracer)
+        finally:
+            here.tracing = outer
+
+
+class Span:
+    """One delivery that is traced: from the call of its handler to its end, which is told once."""
+
+    __slots__ = ("_event", "_observer", "_right", "_start", "_thread", "_tracers")
+
+    def __init__(self, tracers: Tracers, event: Event[Any], observer: str) -> None:
+        self._tracers = tracers
+        self._event = event
+        self._observer = observer
+        self._thread = threading.current_thread().name
+        self._right = Once()
+        self._start = time()
+
+    def end(self, error: BaseException | None) -> None:
+        if self._right.take():
+            self._tracers.delivered(self._event, self._observer, self._start, self._thread, error)
