@@ -32,7 +32,7 @@ from rxbus._event import Event, Topic
 from rxbus._scheduler import BlockingScheduler
 from rxbus._statistics import Statistics, TopicStatistics
 from rxbus._topic import Subscription, TopicSubject
-from rxbus._trace import Tracer
+from rxbus._trace import StageTracer, Tracer
 from rxbus.errors import (
     AcknowledgementTimeout,
     BufferOverflow,
@@ -61,6 +61,7 @@ __all__ = [
     "PublishError",
     "Receipt",
     "RxBusError",
+    "StageTracer",
     "Statistics",
     "Subscription",
     "Topic",

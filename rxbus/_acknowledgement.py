@@ -20,6 +20,7 @@ import msgspec
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger, logger
 from rxbus._here import Frame, Here, Origin, Reentered, local
+from rxbus._wings import Shown
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ T = TypeVar("T")
 __all__ = ["Acknowledgement", "Receipt", "defer"]
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(Shown, msgspec.Struct, frozen=True):
     """What `publish` returns.
 
     Attributes:

@@ -55,9 +55,9 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
         def subscribe(observer: abc.ObserverBase[_T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             buffer = Buffer(capacity, overflow, observer)
             here = local.here
-            here.engine, here.attached = None, "a handler"
+            here.hub, here.attached = None, "a handler"
             upstream = source.subscribe(buffer.on_next, buffer.on_error, buffer.on_completed, scheduler=scheduler)
-            buffer.use(here.engine)
+            buffer.use(None if here.hub is None else here.hub.engine)
             buffer.name = here.attached
             return CompositeDisposable(upstream, Disposable(buffer.stop))
 

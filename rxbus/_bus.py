@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakSet
 
 from reactivex import abc
 from reactivex.disposable import Disposable
 from reactivex.observer import Observer
 
+from rxbus import _wings
 from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, waiting_with
+from rxbus._cells import Cell, Cells, current_cell
 from rxbus._closing import complete_all
 from rxbus._coroutines import check_handler
 from rxbus._delivery import publish
@@ -28,15 +31,20 @@ from rxbus._scheduler import BlockingScheduler, schedulers
 from rxbus._statistics import Statistics, TopicStatistics, of_bus, of_topics
 from rxbus._topic import Subscription, TopicSubject
 from rxbus._trace import Tracer
+from rxbus._wings import Shown
 from rxbus._workers import Crew
 from rxbus.errors import BusClosed, InvalidArgument, RxBusError
+
+if TYPE_CHECKING:
+    from rxbus.display import Monitor, Top
+    from rxbus.recording import Recording
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 
 
-class EventBus:
+class EventBus(Shown):
     """An event bus whose `publish` returns when every observer has acknowledged.
 
     Observers are unordered and run in parallel, each of them one event at a time; all see the events of a topic in the
@@ -63,6 +71,7 @@ class EventBus:
         self._registry = Registry(self._hub)
         self._logs = self._registry.logs
         self._scheduler.acquire(self)
+        self._cells = Cells(self._hub)
         self._at_close: dict[object, Callable[[], object]] = {}
         self._closed = self._in_close = False
         _buses.add(self)
@@ -281,7 +290,71 @@ class EventBus:
             raise BusClosed(self._hub.why)
         if not self._hub.trace(tracer):
             raise InvalidArgument(f"the tracer is attached already: {tracer!r}")
-        return Disposable(lambda: self._hub.untrace(tracer))
+        cell = current_cell(self._hub)
+
+        def detach() -> None:
+            self._hub.untrace(tracer)
+            if cell is not None:
+                cell.forget(tracer)
+
+        if cell is not None:
+            cell.add(tracer, detach)
+        return Disposable(detach)
+
+    def cell(self, name: str | None = None) -> Cell:
+        """Makes a block that can run again and again, as a notebook's cell does: `with bus.cell():`.
+
+        Entering it completes all observers that the block attached when it ran before, also those attached by handlers
+        of its since, and detaches its tracers and recordings. A block that fails leaves what it has attached, until it
+        runs again.
+
+        Args:
+            name: What makes it the same block. By default the notebook's cell, though its code be changed; in a
+                program, the place in the code.
+
+        Raises:
+            InvalidArgument: The name is none; or it is left out in a front end that does not tell which cell runs
+                (IPython in a terminal).
+        """
+        return self._cells.cell(name, sys._getframe(1))
+
+    def record(self, pattern: str | Topic[Any] = ">", *, maxlen: int = 100_000) -> Recording:
+        """Begins to record the events that match a topic or pattern, and their deliveries; see `Recording`.
+
+        `with bus.record("build.>") as recording:` ends it with the block.
+
+        Args:
+            pattern: A topic, its name, or a pattern; `>` is everything.
+            maxlen: How many events are kept at the most, the latest; the others are counted.
+
+        Raises:
+            InvalidTopic: It is neither a topic nor a pattern.
+            InvalidArgument: `maxlen` is less than 1.
+            BusClosed: The bus has been closed.
+        """
+        return _wings.record(self, name_of(pattern), maxlen)
+
+    def top(self) -> Top:
+        """Shows a table of the bus's topics that updates itself, in a notebook or at the terminal; see `Top`.
+
+        Called again, it is the same one. It ends with the bus.
+
+        Raises:
+            MissingExtra: What draws it is not installed.
+            BusClosed: The bus has been closed.
+        """
+        return _wings.top(self)
+
+    def monitor(self) -> Monitor:
+        """Makes a widget that shows the same with sparklines, for notebooks; see `Monitor`.
+
+        Called again, it is the same one. It ends with the bus.
+
+        Raises:
+            MissingExtra: anywidget is not installed.
+            BusClosed: The bus has been closed.
+        """
+        return _wings.monitor(self)
 
     def on_close(self, callback: Callable[[], object]) -> abc.DisposableBase:
         """Has something called once the bus has been closed: all observers have been completed, by then.

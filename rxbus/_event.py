@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, final, overload
 
 import msgspec
 
+from rxbus._wings import Shown
 from rxbus.errors import InvalidTopic
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ _PATTERN = re.compile(rf"(?:(?:{_TOKEN}|\*)\.)*(?:{_TOKEN}|\*|>)")
 _CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 
 
-class Event(msgspec.Struct, Generic[T_co], frozen=True):
+class Event(Shown, msgspec.Struct, Generic[T_co], frozen=True):
     """What happened: an immutable record.
 
     Attributes:

@@ -16,9 +16,10 @@ from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Acknowledgement, Delivery
+    from rxbus._cells import Cell
     from rxbus._fan_out import FanOut, Wait
     from rxbus._lane import Entry
-    from rxbus._log import Log
+    from rxbus._log import Hub, Log
     from rxbus._observer import Feed
     from rxbus._workers import Monitor
 
@@ -55,14 +56,15 @@ class Here:
     __slots__ = (
         "attached",
         "begun",
+        "cell",
         "delivery",
         "depth",
         "ending",
-        "engine",
         "event",
         "fan",
         "feed",
         "holding",
+        "hub",
         "kept",
         "later",
         "loop",
@@ -95,8 +97,9 @@ class Here:
         self.later: list[PutOff] = []  # what it must not do inside a handler, until it is in none
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
-        self.engine: Engine | None = None  # of what has been attached last, and how that is called
+        self.hub: Hub | None = None  # of what has been attached last, and how that is called
         self.attached = ""
+        self.cell: Cell | None = None  # the block in which it attaches; see `EventBus.cell`
         self.tracing = False  # it is telling tracers: what they publish is not traced
         self.thread = threading.get_ident()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()

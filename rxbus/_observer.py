@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rxbus._cells import current_cell
 from rxbus._fan_out import FanOut, is_ctrl_c, ledger, logger
 from rxbus._here import PutOff, Reentered, local
 from rxbus._lane import Entry, Lane
@@ -76,7 +77,7 @@ class Attachment:
         home: The log of the topic that it is attached to, or one named like the pattern.
     """
 
-    __slots__ = ("feeds", "home", "lane", "left", "loop", "name", "on_completed", "on_error", "on_next", "told")
+    __slots__ = ("cell", "feeds", "home", "lane", "left", "loop", "name", "on_completed", "on_error", "on_next", "told")
 
     def __init__(
         self,
@@ -98,7 +99,10 @@ class Attachment:
         self.feeds: dict[Log, Feed] = {}
         self.left = False
         self.told = False  # that its stream has ended
+        self.cell = current_cell(home.hub)
         lane.attachments.append(self)
+        if self.cell is not None:
+            self.cell.add(self, self.finish)
 
     def leave(self) -> None:
         """Gets nothing more, and nobody waits for it: what is queued is dropped, what is deferred counts as given."""
@@ -122,6 +126,8 @@ class Attachment:
 
     def _leave(self) -> None:
         self.left = True
+        if self.cell is not None:
+            self.cell.forget(self)
         for feed in list(self.feeds.values()):
             feed.leave()
         inside = local.here.delivery

@@ -182,7 +182,7 @@ class Registry:
         """
         topic = source._topic
         here = local.here
-        here.engine, here.attached = self._hub.engine, name
+        here.hub, here.attached = self._hub, name
         attachment: _Attachment | None = None
         try:
             with self.lock:

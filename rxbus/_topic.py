@@ -21,6 +21,7 @@ from rxbus._event import Event
 from rxbus._here import local
 from rxbus._log import Log
 from rxbus._observer import Attachment
+from rxbus._wings import Shown
 
 if TYPE_CHECKING:
     from rxbus._registry import Registry
@@ -30,7 +31,7 @@ T = TypeVar("T")
 STREAM_CAPACITY = 64  # events that `async for` holds for a consumer that is slower than its publishers
 
 
-class Source(Observable[Event[T]]):
+class Source(Shown, Observable[Event[T]]):
     """What one can subscribe to: a topic, or a subscription on a topic or pattern."""
 
     __iter__ = None  # slices make Python think that it could be iterated over, without an end; `async for` is meant

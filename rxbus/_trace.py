@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from time import time
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rxbus._event import Event
 from rxbus._here import Once, local
@@ -18,6 +18,8 @@ from rxbus._here import Once, local
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Receipt
 
+
+_T = TypeVar("_T", bound="Tracer")
 
 logger = logging.getLogger("rxbus")
 
@@ -56,32 +58,63 @@ class Tracer(Protocol):
         """
 
 
+@runtime_checkable
+class StageTracer(Tracer, Protocol):
+    """A tracer that is also told what passes the stages of chains that have been marked by `operators.tap`."""
+
+    def passed(
+        self,
+        stage: str,
+        kind: Literal["next", "error", "completed"],
+        value: Any,
+        event: Event[Any] | None,
+        time: float,
+    ) -> None:
+        """Something has come to a stage.
+
+        Args:
+            stage: Its name.
+            kind: What has come.
+            value: The item, or the error.
+            event: What the thread was delivering; None where it was at work for none (on a foreign scheduler).
+            time: When, in seconds since the epoch.
+        """
+
+
 class Tracers:
     """The tracers of a bus, as they were when an event was published; one at least."""
 
-    __slots__ = ("_detach", "all")
+    __slots__ = ("_detach", "_stages", "all")
 
     def __init__(self, all: tuple[Tracer, ...], detach: Callable[[Tracer], object]) -> None:
         self.all = all
+        self._stages = tuple(tracer for tracer in all if isinstance(tracer, StageTracer))
         self._detach = detach
 
     def published(self, event: Event[Any]) -> None:
-        self._tell(lambda tracer: tracer.published(event))
+        self._tell(self.all, lambda tracer: tracer.published(event))
 
     def settled(self, receipt: Receipt) -> None:
-        self._tell(lambda tracer: tracer.settled(receipt))
+        self._tell(self.all, lambda tracer: tracer.settled(receipt))
 
     def delivered(
         self, event: Event[Any], observer: str, start: float, thread: str, error: BaseException | None
     ) -> None:
         end = time()
-        self._tell(lambda tracer: tracer.delivered(event, observer, start, end, thread, error))
+        self._tell(self.all, lambda tracer: tracer.delivered(event, observer, start, end, thread, error))
 
-    def _tell(self, call: Callable[[Tracer], None]) -> None:
+    def passed(
+        self, stage: str, kind: Literal["next", "error", "completed"], value: Any, event: Event[Any] | None
+    ) -> None:
+        if self._stages:
+            now = time()
+            self._tell(self._stages, lambda tracer: tracer.passed(stage, kind, value, event, now))
+
+    def _tell(self, tracers: tuple[_T, ...], call: Callable[[_T], None]) -> None:
         here = local.here
         outer, here.tracing = here.tracing, True
         try:
-            for tracer in self.all:
+            for tracer in tracers:
                 try:
                     call(tracer)
                 except Exception:  # what watches must not harm what it watches

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import reactivex as rx
+from reactivex import operators as ops
+from reactivex.scheduler import EventLoopScheduler
 
 from rxbus import (
     AcknowledgementTimeout,
@@ -25,10 +27,12 @@ from rxbus import (
     PublishError,
     Receipt,
     RxBusError,
+    StageTracer,
     Tracer,
     defer,
+    only_payload,
 )
-from rxbus.operators import buffered, map_async
+from rxbus.operators import buffered, map_async, tap
 
 PATIENCE = 10.0
 Spawn = Callable[..., Future[Any]]
@@ -339,6 +343,85 @@ def test_nothing_is_pinned(bus: EventBus) -> None:
     del payload
     gc.collect()
     assert seen() is None
+
+
+# -- stages
+
+
+class Stages(Book):
+    """A tracer that keeps what passes stages, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passages: list[tuple[str, str, Any, Any]] = []
+
+    def passed(self, stage: str, kind: str, value: Any, event: Event[Any] | None, time: float) -> None:
+        self.passages.append((stage, kind, value, None if event is None else event.payload))
+
+
+def test_stages(bus: EventBus, book: Book) -> None:
+    stages = Stages()
+    assert isinstance(stages, StageTracer)
+    assert not isinstance(book, StageTracer)
+    seen: list[int] = []
+    bus.subscribe("a").pipe(only_payload, tap("in"), ops.map(lambda n: 2 * n), tap("out")).subscribe(seen.append)
+    bus.publish("a", 1)
+    tapped = bus.trace(stages)
+    bus.publish("a", 2)
+    bus.topic("a").on_completed()
+    tapped.dispose()
+    assert stages.passages == [
+        ("in", "next", 2, 2),
+        ("out", "next", 4, 2),
+        ("in", "completed", None, None),
+        ("out", "completed", None, None),
+    ]
+    assert seen == [2, 4]
+
+
+def test_errors_pass_stages(bus: EventBus) -> None:
+    stages, caught = Stages(), []
+    bus.trace(stages)
+    error = ValueError("no")
+
+    def fail(_: object) -> object:
+        raise error
+
+    bus.subscribe("a").pipe(ops.map(fail), tap("failed")).subscribe(on_error=caught.append)
+    bus.publish("a", 1)
+    assert stages.passages == [("failed", "error", error, 1)]
+    assert caught == [error]
+
+
+def test_a_stage_on_another_thread_belongs_to_its_bus(bus: EventBus) -> None:
+    stages, done = Stages(), threading.Event()
+    bus.trace(stages)
+    with EventLoopScheduler() as far:
+        bus.subscribe("a").pipe(ops.observe_on(far), tap("far")).subscribe(lambda _: done.set())
+        bus.publish("a", 1)
+        assert done.wait(PATIENCE)
+    assert [(stage, event) for stage, _, _, event in stages.passages] == [("far", None)]
+
+
+def test_what_a_source_emits_at_once_passes_a_stage_in_a_delivery_only(bus: EventBus) -> None:
+    stages = Stages()
+    bus.trace(stages)
+    rx.of(1).pipe(tap("no bus")).subscribe()
+    bus.subscribe("a").pipe(ops.flat_map(lambda _: rx.of(2).pipe(tap("inner")))).subscribe()
+    bus.publish("a", 1)
+    assert [stage for stage, *_ in stages.passages] == ["inner", "inner"]
+
+
+def test_one_chain_with_stages_is_one_observer(bus: EventBus) -> None:
+    left, right = (bus.subscribe(name).pipe(tap(name)) for name in "ab")
+    rx.merge(left, right).subscribe()
+    assert bus.statistics().observers == 1
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_a_stage_has_a_name(name: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        tap(name)
 
 
 # -- the end of a bus

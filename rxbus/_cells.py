@@ -1,0 +1,109 @@
+"""Cells: code that runs again and again, as a notebook's cell does, without doubling its observers.
+
+A block and not an argument of `subscribe`: it holds for whatever is attached in it, in whichever way (`@bus.on`, merged
+streams, recordings, what a library attaches), and nothing has to be named twice.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rxbus._here import local
+from rxbus.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from rxbus._log import Hub
+
+
+class Cells:
+    """What the cells of a bus have attached, by the cell's name."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._lock = threading.RLock()  # guards `_known`; nothing is called under it
+        self._known: dict[str, Cell] = {}
+
+    def cell(self, name: str | None, frame: FrameType) -> Cell:
+        """Makes the cell that a block is.
+
+        Raises:
+            InvalidArgument: The name is none; or it is left out, and nobody can tell which cell runs.
+        """
+        if name is not None and (not isinstance(name, str) or not name):
+            raise InvalidArgument(f"a cell is called by a string, not {name!r}")
+        return Cell(self, self._hub, _running_cell(frame) if name is None else name)
+
+    def replace(self, cell: Cell) -> Cell | None:
+        """Puts a cell in the place of the one that had its name; gives that one."""
+        with self._lock:
+            before = self._known.get(cell.name)
+            self._known[cell.name] = cell
+            return before
+
+
+class Cell:
+    """A block of code; entering it ends what the block of the same name attached before."""
+
+    def __init__(self, cells: Cells, hub: Hub, name: str) -> None:
+        self._cells = cells
+        self.hub = hub
+        self.name = name
+        self._members: dict[object, Callable[[], object]] = {}  # what is attached, and what ends it
+        self._outer: Cell | None = None
+
+    def add(self, member: object, end: Callable[[], object]) -> None:
+        """Something has been attached."""
+        self._members[member] = end
+
+    def forget(self, member: object) -> None:
+        """It has left."""
+        self._members.pop(member, None)
+
+    def __enter__(self) -> Cell:
+        before = self._cells.replace(self)
+        if before is not None:
+            before._end()
+        here = local.here
+        self._outer, here.cell = here.cell, self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        local.here.cell = self._outer
+
+    def __repr__(self) -> str:
+        return f"<Cell {self.name!r}, attached: {len(self._members)}>"
+
+    def _end(self) -> None:
+        while self._members:
+            member, end = next(iter(self._members.items()))
+            end()
+            self._members.pop(member, None)
+
+
+def current_cell(hub: Hub) -> Cell | None:
+    """The cell that attaches: the block in which the thread is, or the one to which the handler that runs belongs."""
+    here = local.here
+    cell = here.cell if here.feed is None else here.feed.attachment.cell
+    return cell if cell is not None and cell.hub is hub else None
+
+
+def _running_cell(frame: FrameType) -> str:
+    """Names the notebook's cell that runs, by its id; elsewhere it is the place in the code.
+
+    Raises:
+        InvalidArgument: It is IPython, where each input is a file of its own, and the front end tells no id.
+    """
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell_id = (parent or {}).get("metadata", {}).get("cellId")
+    if not cell_id:
+        raise InvalidArgument("nobody tells which cell runs: give it a name, as in `with bus.cell('prices'):`")
+    return str(cell_id)
