@@ -3,6 +3,7 @@
 An event flows one way, and each module imports only from those below it:
 
     _bus              EventBus
+    _taps             what can be hung on a bus besides observers, and what it tells of itself
     _statistics       what a bus has done, in numbers
     _registry         which topics there are, and who is attached to which
     _topic            topics as Subjects, subscriptions as Observables

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakSet
 
-from reactivex import abc
-from reactivex.disposable import Disposable
 from reactivex.observer import Observer
 
 from rxbus import _wings
 from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, waiting_with
-from rxbus._cells import Cell, Cells, current_cell
 from rxbus._closing import complete_all
 from rxbus._coroutines import check_handler
 from rxbus._delivery import publish
@@ -28,10 +24,9 @@ from rxbus._here import Here, local, places
 from rxbus._log import Hub
 from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler, schedulers
-from rxbus._statistics import Statistics, TopicStatistics, of_bus, of_topics
+from rxbus._statistics import Statistics, of_bus
+from rxbus._taps import Tapped
 from rxbus._topic import Subscription, TopicSubject
-from rxbus._trace import Tracer
-from rxbus._wings import Shown
 from rxbus._workers import Crew
 from rxbus.errors import BusClosed, InvalidArgument, RxBusError
 
@@ -44,7 +39,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 
 
-class EventBus(Shown):
+class EventBus(Tapped):
     """An event bus whose `publish` returns when every observer has acknowledged.
 
     Observers are unordered and run in parallel, each of them one event at a time; all see the events of a topic in the
@@ -67,12 +62,10 @@ class EventBus(Shown):
             raise InvalidArgument(f"max_chain is at least 1, not {max_chain!r}")
         self._scheduler = scheduler or BlockingScheduler()
         self._crew = Crew(self._scheduler)
-        self._hub = Hub(self._crew, max_chain)
-        self._registry = Registry(self._hub)
+        hub = Hub(self._crew, max_chain)
+        super().__init__(hub, Registry(hub))
         self._logs = self._registry.logs
         self._scheduler.acquire(self)
-        self._cells = Cells(self._hub)
-        self._at_close: dict[object, Callable[[], object]] = {}
         self._closed = self._in_close = False
         _buses.add(self)
         self._close_lock = threading.RLock()  # held while the bus closes: a second close waits for the first
@@ -264,60 +257,6 @@ class EventBus(Shown):
         """Gives a frozen snapshot of what the bus has done."""
         return of_bus(self._registry, self._hub, self._scheduler.workers)
 
-    def topic_statistics(self) -> dict[str, TopicStatistics]:
-        """Gives the same for each topic that has been published or subscribed to, by name.
-
-        Topics that nobody has asked for are forgotten once there are thousands of them and they have long been quiet.
-        """
-        return of_topics(self._registry, self._hub)
-
-    def trace(self, tracer: Tracer) -> abc.DisposableBase:
-        """Attaches a tracer: from now on it is told of every publish, delivery and receipt; see `Tracer`.
-
-        What happens to events that were published before is not told. While a tracer is attached, each delivery takes
-        a few microseconds more.
-
-        Returns:
-            What detaches it: after `dispose` it is told of no further event. The bus's end detaches it too.
-
-        Raises:
-            InvalidArgument: It is not a tracer, or it is attached already.
-            BusClosed: The bus has been closed.
-        """
-        if not isinstance(tracer, Tracer):
-            raise InvalidArgument(f"a tracer has published(), delivered() and settled(), but not {tracer!r}")
-        if self._hub.closing:
-            raise BusClosed(self._hub.why)
-        if not self._hub.trace(tracer):
-            raise InvalidArgument(f"the tracer is attached already: {tracer!r}")
-        cell = current_cell(self._hub)
-
-        def detach() -> None:
-            self._hub.untrace(tracer)
-            if cell is not None:
-                cell.forget(tracer)
-
-        if cell is not None:
-            cell.add(tracer, detach)
-        return Disposable(detach)
-
-    def cell(self, name: str | None = None) -> Cell:
-        """Makes a block that can run again and again, as a notebook's cell does: `with bus.cell():`.
-
-        Entering it completes all observers that the block attached when it ran before, also those attached by handlers
-        of its since, and detaches its tracers and recordings. A block that fails leaves what it has attached, until it
-        runs again.
-
-        Args:
-            name: What makes it the same block. By default the notebook's cell, though its code be changed; in a
-                program, the place in the code.
-
-        Raises:
-            InvalidArgument: The name is none; or it is left out in a front end that does not tell which cell runs
-                (IPython in a terminal).
-        """
-        return self._cells.cell(name, sys._getframe(1))
-
     def record(self, pattern: str | Topic[Any] = ">", *, maxlen: int = 100_000) -> Recording:
         """Begins to record the events that match a topic or pattern, and their deliveries; see `Recording`.
 
@@ -356,27 +295,6 @@ class EventBus(Shown):
         """
         return _wings.monitor(self)
 
-    def on_close(self, callback: Callable[[], object]) -> abc.DisposableBase:
-        """Has something called once the bus has been closed: all observers have been completed, by then.
-
-        A callback that raises is logged. It is called on the thread that closes the bus, which waits for it.
-
-        Returns:
-            What takes it back.
-
-        Raises:
-            BusClosed: The bus has been closed.
-        """
-        if self._hub.closing:
-            raise BusClosed(self._hub.why)
-        key = object()
-        self._at_close[key] = callback
-
-        def take_back() -> None:
-            self._at_close.pop(key, None)
-
-        return Disposable(take_back)
-
     def close(self) -> None:
         """Waits for running deliveries, completes all observers, ends all threads.
 
@@ -404,15 +322,6 @@ class EventBus(Shown):
         self._call_back()
         self._scheduler.release(self)
         self._closed = True
-
-    def _call_back(self) -> None:
-        while self._at_close:
-            key, callback = next(iter(self._at_close.items()))
-            try:
-                callback()
-            except Exception:
-                logger.exception("what was to be called when the bus had been closed has failed: %r", callback)
-            self._at_close.pop(key, None)
 
     def _inherit(self) -> None:
         self._hub.why = "the bus belongs to the process that this one was forked from: make another after the fork"

@@ -17,6 +17,7 @@ from rxbus.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rxbus._log import Hub
+    from rxbus._observer import Feed
 
 
 class Cells:
@@ -54,6 +55,7 @@ class Cell:
         self.name = name
         self._members: dict[object, Callable[[], object]] = {}  # what is attached, and what ends it
         self._outer: Cell | None = None
+        self.inside: Feed | None = None  # the handler that has entered it
 
     def add(self, member: object, end: Callable[[], object]) -> None:
         """Something has been attached."""
@@ -68,6 +70,7 @@ class Cell:
         if before is not None:
             before._end()
         here = local.here
+        self.inside = here.feed
         self._outer, here.cell = here.cell, self
         return self
 
@@ -89,7 +92,9 @@ class Cell:
 def current_cell(hub: Hub) -> Cell | None:
     """The cell that attaches: the block in which the thread is, or the one to which the handler that runs belongs."""
     here = local.here
-    cell = here.cell if here.feed is None else here.feed.attachment.cell
+    cell = here.cell
+    if here.feed is not None and (cell is None or cell.inside is not here.feed):
+        cell = here.feed.attachment.cell
     return cell if cell is not None and cell.hub is hub else None
 
 

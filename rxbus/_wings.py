@@ -19,9 +19,9 @@ class Shown:
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        from rxbus import display
+        from rxbus.display import to_html
 
-        return display.to_html(self)
+        return to_html(self)
 
 
 def record(bus: EventBus, pattern: str, maxlen: int) -> Recording:
