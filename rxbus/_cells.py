@@ -77,7 +77,7 @@ class Cell:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        local.here.cell = self._outer
+        local.here.cell, self.inside = self._outer, None
 
     def __repr__(self) -> str:
         return f"<Cell {self.name!r}, attached: {len(self._members)}>"
