@@ -26,7 +26,7 @@ from rxbus.errors import InvalidArgument, RxBusError
 if TYPE_CHECKING:
     from rxbus._lane import Lane
     from rxbus._observer import Feed
-    from rxbus._trace import Span
+    from rxbus._span import Span
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ class Delivery:
                 self.inside = False
                 self.keeps = here.kept = self.holds > 0
             del held
-            self._close()
+        self._close()
         self._ring()
 
     def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
@@ -164,8 +164,8 @@ class Delivery:
                         self.keeps = False
                         lane.free = True
             del held
-            self._close()
-            self._ring()
+        self._close()
+        self._ring()
         if by._turn:
             lane.given_back()
 
@@ -181,6 +181,13 @@ class Delivery:
 
     def leave(self, error: Exception | None = None) -> None:
         """Its observer has left: nobody waits any more, and what is open counts as given, or has failed."""
+        try:
+            self._leave(error)
+        except BaseException:  # interrupted: it may have ended, and not have woken its publisher
+            self._leave(error)
+            raise
+
+    def _leave(self, error: Exception | None) -> None:
         if error is not None:
             self._fail(error)
         held = self.fan.contents()

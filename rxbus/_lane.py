@@ -27,7 +27,7 @@ from rxbus._bell import Bell
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
-from rxbus._trace import Span
+from rxbus._span import Span
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
@@ -306,7 +306,8 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
                 drop(feed, entry.id, fan)
             return
         if fan.tracers is not None:
-            delivery.span = Span(fan.tracers, event, feed.name)
+            delivery.span = Span(fan.tracers, event, feed.name, fan.top.waiting())
+            delivery.span.begin()
         if own:
             delivery.enter_own()
         else:

@@ -7,13 +7,12 @@ or none. Without a tracer, that is one look at an attribute per publish.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rxbus._event import Event
-from rxbus._here import Once, local
+from rxbus._here import local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Receipt
@@ -122,21 +121,3 @@ class Tracers:
                     logger.exception("a tracer failed, and has been detached: %r", tracer)
         finally:
             here.tracing = outer
-
-
-class Span:
-    """One delivery that is traced: from the call of its handler to its end, which is told once."""
-
-    __slots__ = ("_event", "_observer", "_right", "_start", "_thread", "_tracers")
-
-    def __init__(self, tracers: Tracers, event: Event[Any], observer: str) -> None:
-        self._tracers = tracers
-        self._event = event
-        self._observer = observer
-        self._thread = threading.current_thread().name
-        self._right = Once()
-        self._start = time()
-
-    def end(self, error: BaseException | None) -> None:
-        if self._right.take():
-            self._tracers.delivered(self._event, self._observer, self._start, self._thread, error)

@@ -148,6 +148,31 @@ def test_an_observer_that_leaves_has_ended_its_delivery(bus: EventBus, book: Boo
     assert book.to_whom() == [(1, "leaves")]
 
 
+def test_a_publish_returns_when_all_of_it_has_been_told(bus: EventBus, spawn: Spawn) -> None:
+    """Though another thread has ended the delivery, and its tracer dawdles."""
+    telling, go = threading.Event(), threading.Event()
+
+    class Dawdling(Book):
+        def delivered(self, *delivery: Any) -> None:
+            telling.set()
+            assert go.wait(PATIENCE)
+            super().delivered(*delivery)
+
+    book, owed, begun = Dawdling(), [], threading.Event()
+    bus.trace(book)
+    bus.subscribe("a").subscribe(lambda event: owed.append(defer()) or begun.set())  # type: ignore[func-returns-value]
+    publishing = spawn(bus.publish, "a", 1)
+    assert begun.wait(PATIENCE)
+    acknowledging = spawn(owed[0].ack)
+    assert telling.wait(PATIENCE)
+    assert bus.statistics().acknowledged == 1
+    assert not publishing.done()
+    go.set()
+    publishing.result(PATIENCE)
+    assert len(book.deliveries) == 1
+    acknowledging.result(PATIENCE)
+
+
 async def test_coroutines_and_publish_async(bus: EventBus, book: Book) -> None:
     go = asyncio.Event()
 

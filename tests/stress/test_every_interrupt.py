@@ -13,13 +13,15 @@ from reactivex import operators as ops
 from reactivex.scheduler import NewThreadScheduler
 
 import rxbus.operators
-from rxbus import BlockingScheduler, EventBus, RxBusError, defer
+from rxbus import Acknowledgement, BlockingScheduler, EventBus, RxBusError, Subscription, defer
 from rxbus._here import local
 from tests.stress.strikes import Strike
 
 Act = Callable[[], object]
 Prepare = Callable[[EventBus], Act]
+Leave = Callable[[EventBus, Subscription[Any], Acknowledgement], None]
 
+FIRST = 4  # of the points in `ack` or `nack`: before, it has not begun
 EVERY = 1 if "RXBUS_STRESS" in os.environ else 3  # strikes at each point, or at every third
 
 
@@ -145,9 +147,28 @@ def closing(bus: EventBus) -> Act:
     return bus.close
 
 
+class Tracing:
+    """A tracer that must be told of the end of each delivery once."""
+
+    def __init__(self) -> None:
+        self.delivered_to: list[int] = []
+
+    def published(self, event: Any) -> None: ...
+
+    def delivered(self, event: Any, *_: object) -> None:
+        self.delivered_to.append(event.id)
+
+    def settled(self, receipt: Any) -> None: ...
+
+
+def traced(bus: EventBus) -> Act:
+    bus.trace(Tracing())
+    return deferred(bus)
+
+
 SCENES = (
     *(one, nested, to_itself, failing, deferred, scheduled, delayed),
-    *(far_side, slow, with_timeout, held_back, leaving, crowded, closing),
+    *(far_side, slow, with_timeout, held_back, leaving, crowded, closing, traced),
 )
 
 
@@ -199,3 +220,75 @@ def struck(prepare: Prepare, max_workers: int | None, nth: int) -> str | None:
     assert not problems, f"{at}: {problems[0]!r}"
     assert bus.statistics().pending == 0, at
     return strike.where
+
+
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+@pytest.mark.parametrize("error", [None, ValueError("no")], ids=["ack", "nack"])
+@pytest.mark.parametrize("traced", [False, True])
+def test_every_interrupt_of_who_acknowledges(max_workers: int | None, error: Exception | None, traced: bool) -> None:
+    """The publisher waits on another thread, and is to be woken all the same."""
+
+    def give(bus: EventBus, subscription: Subscription[Any], owed: Acknowledgement) -> None:
+        owed.ack() if error is None else owed.nack(error)
+
+    nth = FIRST
+    while struck_while_another_waits(max_workers, give, nth, Tracing() if traced else None) is not None:
+        nth += 1
+    assert nth > FIRST + 5
+
+
+def unsubscribe(bus: EventBus, subscription: Subscription[Any], owed: Acknowledgement) -> None:
+    bus.unsubscribe("a", subscription)
+
+
+def dispose(bus: EventBus, subscription: Subscription[Any], owed: Acknowledgement) -> None:
+    bus.topic("a").dispose()
+
+
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+@pytest.mark.parametrize("leave", [unsubscribe, dispose])
+def test_every_interrupt_of_who_has_observers_leave(max_workers: int | None, leave: Leave) -> None:
+    """Struck, it is done again, as whoever sees Ctrl-C there would have to."""
+
+    def twice(bus: EventBus, subscription: Subscription[Any], owed: Acknowledgement) -> None:
+        try:
+            leave(bus, subscription, owed)
+        except KeyboardInterrupt:
+            leave(bus, subscription, owed)
+
+    nth = 1
+    while struck_while_another_waits(max_workers, twice, nth) is not None:
+        nth += 1
+    assert nth > 20
+
+
+def struck_while_another_waits(
+    max_workers: int | None, act: Leave, nth: int, tracer: Tracing | None = None
+) -> str | None:
+    with EventBus(BlockingScheduler(max_workers)) as bus:
+        if tracer is not None:
+            bus.trace(tracer)
+        owed, begun = [], threading.Event()
+
+        def handle(event: Any) -> None:
+            owed.append(defer())
+            begun.set()
+
+        def publish() -> None:
+            with suppress(ExceptionGroup):
+                bus.publish("a")
+
+        subscription = bus.subscribe("a")
+        subscription.subscribe(handle)
+        publisher = threading.Thread(target=publish, daemon=True)
+        publisher.start()
+        assert begun.wait(10)
+        engine = bus._crew
+        while not engine.waiting:  # it has come to wait, but for a few lines
+            pass
+        strike = Strike(nth)
+        with suppress(KeyboardInterrupt), strike:
+            act(bus, subscription, owed[0])
+        publisher.join(10)
+        assert not publisher.is_alive(), f"struck at point {nth}, {strike.where}: the publisher hangs"
+        return strike.where
