@@ -149,7 +149,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             if fan.tracers is not None:
                 fan.tracers.published(event)
             if entry is None:
-                return nobody(fan)
+                return Receipt(event, 0) if fan.tracers is None else nobody(fan)
             if before is None and timeout is None:
                 done = round_lanes(log, here, entry, fan)
             else:
