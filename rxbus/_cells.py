@@ -32,7 +32,7 @@ class Cells:
         """Makes the cell that a block is.
 
         Raises:
-            InvalidArgument: The name is none; or it is left out, and nobody can tell which cell runs.
+            InvalidArgument: The name is none.
         """
         if name is not None and (not isinstance(name, str) or not name):
             raise InvalidArgument(f"a cell is called by a string, not {name!r}")
@@ -99,16 +99,12 @@ def current_cell(hub: Hub) -> Cell | None:
 
 
 def _running_cell(frame: FrameType) -> str:
-    """Names the notebook's cell that runs, by its id; elsewhere it is the place in the code.
+    """Names the notebook's cell that runs, by its id; where nobody tells one, it is the place in the code.
 
-    Raises:
-        InvalidArgument: It is IPython, where each input is a file of its own, and the front end tells no id.
+    A refusal would keep notebooks from running unattended, where there are no ids. To IPython each input is a file of
+    its own, so that there it is the same code that is the same cell.
     """
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is None:
-        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    parent: Any = shell.get_parent() if hasattr(shell, "get_parent") else None
     cell_id = (parent or {}).get("metadata", {}).get("cellId")
-    if not cell_id:
-        raise InvalidArgument("nobody tells which cell runs: give it a name, as in `with bus.cell('prices'):`")
-    return str(cell_id)
+    return str(cell_id) if cell_id else f"{frame.f_code.co_filename}:{frame.f_lineno}"

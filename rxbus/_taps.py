@@ -73,11 +73,11 @@ class Tapped(Shown):
 
         Args:
             name: What makes it the same block. By default the notebook's cell, though its code be changed; in a
-                program, the place in the code.
+                program, the place in the code. (In front ends that do not tell which cell runs, as IPython in a
+                terminal, a cell that has been changed is another one: give it a name there.)
 
         Raises:
-            InvalidArgument: The name is none; or it is left out in a front end that does not tell which cell runs
-                (IPython in a terminal).
+            InvalidArgument: The name is none.
         """
         return self._cells.cell(name, sys._getframe(1))
 

@@ -11,7 +11,7 @@ import pytest
 import reactivex as rx
 from reactivex import operators as ops
 
-from rxbus import Event, EventBus, InvalidArgument, RxBusError
+from rxbus import Event, EventBus, RxBusError
 from tests.test_trace import Book
 
 
@@ -154,11 +154,13 @@ def test_in_a_notebook_the_cell_s_id_is_its_name(bus: EventBus, shell: Shell) ->
     assert bus.statistics().observers == 2
 
 
-def test_where_nobody_tells_which_cell_runs_it_wants_a_name(bus: EventBus, shell: Shell) -> None:
-    with pytest.raises(InvalidArgument, match="give it a name"):
-        bus.cell()
-    with bus.cell("x") as cell:
-        assert cell.name == "x"
+@pytest.mark.parametrize("parent", [None, {}, {"metadata": {}}])
+def test_where_nobody_tells_which_cell_runs_it_is_the_code(
+    bus: EventBus, shell: Shell, parent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "get_parent", lambda: parent)
+    with bus.cell() as cell:
+        assert cell.name.startswith(__file__)
 
 
 @pytest.mark.parametrize("name", ["", 3])

@@ -31,6 +31,48 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
 
 
+CELLS = """
+import time
+from rxbus import EventBus
+bus = EventBus()
+def slow(event):
+    time.sleep(0.002)
+    print("slow", event.payload)
+with bus.cell("handlers"):
+    for _ in range(3):
+        bus.subscribe("a").subscribe(slow)
+    @bus.on("a")
+    async def coroutine(event):
+        print("async", event.payload)
+#
+receipt = await bus.publish_async("a", 1)
+#
+receipt = await bus.publish_async("a", 2)
+#
+bus.close()
+"""
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_handlers_print_shows_below_the_cell_that_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On whichever thread they run, and wherever that was started: they see the publisher's context variables."""
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = new_notebook(cells=[new_code_cell(source.strip()) for source in CELLS.split("#\n")])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    shown = ["".join(output.text for output in cell.outputs).split("\n") for cell in notebook.cells]
+    assert [sorted(lines) for lines in shown] == [
+        [""],
+        ["", "async 1", *["slow 1"] * 3],
+        ["", "async 2", *["slow 2"] * 3],
+        [""],
+    ]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_kept_without_outputs(path: Path) -> None:
     notebook = json.loads(path.read_text("utf-8"))
