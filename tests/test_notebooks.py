@@ -54,9 +54,7 @@ bus.close()
 
 
 @pytest.mark.filterwarnings("default")
-def test_what_handlers_print_shows_below_the_cell_that_publishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_handlers_print_shows_where_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On whichever thread they run, and wherever that was started: they see the publisher's context variables."""
     from nbclient import NotebookClient
     from nbformat.v4 import new_code_cell, new_notebook
