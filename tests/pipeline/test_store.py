@@ -30,6 +30,7 @@ from rxbus.pipeline.topics import (
     PipelineFinished,
     StepResultUpdated,
 )
+from tests.processes import rest_of
 
 PATIENCE = 20.0
 KILLS = 20
@@ -96,7 +97,7 @@ def start(home: Path) -> Iterator[Start]:
     yield start_one
     for process in started:
         process.kill()
-        process.communicate(timeout=PATIENCE)
+        rest_of(process)
 
 
 def update(state: State, number: int, step_id: StepId, **result: Any) -> None:
@@ -115,7 +116,7 @@ def line(process: subprocess.Popen[str]) -> str:
 def kill(process: subprocess.Popen[str]) -> list[str]:
     """Kills a process and gives what it had said by then."""
     process.kill()
-    return process.communicate(timeout=PATIENCE)[0].split("\n")[:-1]  # the last line may be torn
+    return rest_of(process)[0].split("\n")[:-1]  # the last line may be torn
 
 
 def untimed(results: dict[StepId, Result]) -> dict[StepId, Result]:
@@ -644,7 +645,7 @@ def test_numbers_are_unique_among_processes(home: Path, start: Start, open_state
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    made = [int(number) for process in processes for number in process.communicate(timeout=60)[0].split()]
+    made = [int(number) for process in processes for number in rest_of(process, 60)[0].split()]
     assert sorted(made) == list(range(1, 101))
     assert open_state().new_build(()) == 101
 
