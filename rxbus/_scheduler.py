@@ -201,10 +201,10 @@ class _Scheduled:
         """Has it run now: on a worker, or by the publisher that waits for it."""
         scheduler, delivery = self._scheduler, self._delivery
         if scheduler.limit is not None and delivery is not None:
-            lane = delivery.feed.lane
+            lane, outermost = delivery.feed.lane, delivery.fan.top.waiting()
             lane.due[self._run] = None
-            offered = (delivery.wait or delivery.fan.top.waiting()).offer(self._run)
-            for wait in lane.awaited():
+            offered = (delivery.wait or outermost).offer(self._run)
+            for wait in (outermost, *lane.awaited()):  # the nested publisher may have gone, late
                 wait.ring()
             if offered and scheduler.limit == 0:
                 return

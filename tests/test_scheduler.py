@@ -302,6 +302,28 @@ def test_an_action_is_done_by_the_thread_that_waits_for_it_above(max_workers: in
     assert sorted(seen) == ["log.a", "log.a", "log.b", "log.b"]
 
 
+@pytest.mark.timeout(30)
+def test_the_only_worker_does_what_a_nested_publisher_has_left_behind(spawn: Callable[..., Future[Any]]) -> None:
+    """That one was late, and has gone before its action was due."""
+    bus = EventBus(BlockingScheduler(max_workers=1))
+    done = threading.Event()
+
+    def relay(event: Event[None]) -> None:
+        with pytest.raises(AcknowledgementTimeout):
+            bus.publish("late", timeout=0)
+
+    def work(event: Event[None]) -> None:
+        bus.publish("relay")
+        done.set()
+
+    bus.subscribe("late").pipe(ops.delay(SOON, scheduler=bus.scheduler)).subscribe()
+    bus.subscribe("relay").subscribe(relay)
+    bus.subscribe("items").pipe(buffered(1)).subscribe(work)
+    bus.publish("items")
+    assert done.wait(PATIENCE)
+    spawn(bus.close).result(PATIENCE)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("attempt", range(5))  # it need not be asleep yet when the gate opens
 def test_the_only_worker_does_what_joins_its_tree_later(spawn: Callable[..., Future[Any]], attempt: int) -> None:
