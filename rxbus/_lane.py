@@ -227,8 +227,10 @@ class Lane:
         for mail in list(self.inbox):
             entry = mail[0].cursor.next if isinstance(mail, tuple) else None
             while entry is not None and isinstance(mail, tuple) and entry.id <= mail[1]:
-                if entry.fan is not None:
-                    waits[entry.fan.top.waiting()] = None
+                fan = entry.fan
+                # Not for what has lapsed: a publisher that waits for no more would offer it to itself for ever.
+                if fan is not None and mail[0] not in (fan.lapsed or ()):
+                    waits[fan.top.waiting()] = None
                 entry = entry.next
         return waits
 
