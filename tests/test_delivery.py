@@ -976,6 +976,45 @@ def test_a_publisher_that_waits_for_nothing_passes_on_no_mail_to_itself(spawn: C
         elsewhere.set()
 
 
+def test_a_delivery_is_refused_or_made_not_both(
+    bus: EventBus, spawn: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins in the very moment in which a buffer refuses it."""
+    inside, go = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def handle(event: Event[int]) -> None:
+        seen.append(event.payload)
+        if event.payload == 1:
+            inside.set()
+            assert go.wait(PATIENCE)
+
+    bus.subscribe("a").subscribe(handle)
+    bus.subscribe("a").subscribe(nothing)
+    publishing = [spawn(bus.publish, "a", 1)]
+    assert inside.wait(PATIENCE)
+    publishing.append(spawn(bus.publish, "a", 2))
+    (attachment, _) = bus._registry.attachments
+    (feed,) = attachment.feeds.values()
+    while not (waiting := [fan for fan in list(bus._scheduler.waiting) if fan.id == 2]):
+        pass
+    fail = FanOut.fail
+
+    def begin_and_fail(self: FanOut, *arguments: Any) -> None:
+        go.set()
+        publishing[0].result(PATIENCE)
+        while not (feed.cursor.id == 2 and getattr(feed.lane, "free", False)):
+            pass
+        fail(self, *arguments)
+
+    monkeypatch.setattr(FanOut, "fail", begin_and_fail)
+    waiting[0].refuse(feed, RuntimeError("refused"))
+    with pytest.raises(PublishError, match="1 failed"):
+        publishing[1].result(PATIENCE)
+    assert seen == [1]
+    assert (bus.statistics().acknowledged, bus.statistics().failed, bus.statistics().pending) == (3, 1, 0)
+
+
 def test_a_right_is_taken_once() -> None:
     right = Once()
     assert [right.take(), right.take(), right.take()] == [True, False, False]
