@@ -214,6 +214,16 @@ class _Scheduled:
             scheduler.submit(self._run)
 
     def _run(self) -> None:
+        here = local.here
+        holding = here.holding
+        try:
+            here.holding += self._held is not None  # the turn of its lane, and nobody else gives that back
+            self._run_once()
+        finally:
+            here.holding = holding
+        run_later(here)
+
+    def _run_once(self) -> None:
         error: BaseException | None = None
         try:
             if not self._right.take():
@@ -230,7 +240,6 @@ class _Scheduled:
         except BaseException:  # interrupted
             self._end(error)
             raise
-        run_later(local.here)
 
     def _end(self, error: BaseException | None) -> None:
         self._place = self._delivery = None

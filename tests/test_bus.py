@@ -38,6 +38,7 @@ from rxbus import (
     only_payload,
 )
 from rxbus._fan_out import ledger
+from rxbus._workers import Worker
 from rxbus.operators import buffered, map_async, observe_on
 
 PRICES = Topic("prices.eur", float)
@@ -744,6 +745,29 @@ def test_close_in_a_signal_handler_in_the_midst_of_close_does_nothing() -> None:
     assert len(calls) == 1
     with pytest.raises(BusClosed):
         bus.publish("a")
+
+
+@pytest.mark.parametrize("module", ["rxbus._workers", "rxbus._clock"])
+def test_close_in_a_signal_handler_in_the_midst_of_starting_a_thread_is_an_error(
+    module: str, spawn: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread would wait for the lock that is held while it is started, and `close` for the thread."""
+    bus = EventBus()
+    told: list[RxBusError] = []
+
+    class Struck(Worker):
+        def start(self) -> bool:
+            started = super().start()
+            with pytest.raises(RxBusError) as refused:
+                bus.close()
+            told.append(refused.value)
+            return started
+
+    bus.subscribe("a").pipe(ops.delay(0.001, scheduler=bus.scheduler)).subscribe()
+    monkeypatch.setattr(f"{module}.Worker", Struck)
+    assert spawn(bus.publish, "a").result(PATIENCE).acknowledged == 1
+    spawn(bus.close).result(PATIENCE)
+    assert told
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

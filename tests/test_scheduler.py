@@ -22,6 +22,7 @@ from reactivex import operators as ops
 from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, InvalidArgument, PublishError, RxBusError
 from rxbus._fan_out import Wait
 from rxbus._here import local, places
+from rxbus._scheduler import _Scheduled
 from rxbus.operators import buffered
 
 PATIENCE = 10.0
@@ -394,6 +395,27 @@ def test_closing_in_a_signal_handler_where_the_publisher_waits(max_workers: int 
         signal.signal(signal.SIGUSR1, before)
     bus.close()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("max_workers", [0, 1])
+def test_closing_in_a_signal_handler_that_strikes_an_action_before_it_gives_its_turn_back(
+    max_workers: int, spawn: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    told: list[RxBusError] = []
+    end = _Scheduled._end
+
+    def strike(self: _Scheduled, error: BaseException | None) -> None:
+        with pytest.raises(RxBusError) as refused:
+            bus.close()
+        told.append(refused.value)
+        end(self, error)
+
+    bus.subscribe("a").pipe(ops.observe_on(bus.scheduler)).subscribe()
+    monkeypatch.setattr(_Scheduled, "_end", strike)
+    assert spawn(bus.publish, "a").result(PATIENCE).acknowledged == 1
+    spawn(bus.close).result(PATIENCE)
+    assert told
 
 
 @pytest.mark.timeout(30)
