@@ -99,6 +99,7 @@ class BlockingScheduler(PeriodicScheduler):
         """A bus begins to use it."""
         with self._lock:
             self._buses[id(bus)] = None
+            self._closing = False
             self._workers.open()
             self.monitor.open()
 
@@ -107,19 +108,30 @@ class BlockingScheduler(PeriodicScheduler):
         with self._lock:
             self._buses.pop(id(bus), None)
             last = not self._buses
+            if last:  # now: what comes from here on is that of a bus which is just being made
+                self._shut()
         if last:
-            self.close()
+            self._finish()
 
     def close(self) -> None:
         """Ends all threads, once they have done what they are doing. They start again when they are needed again.
 
         What is scheduled for later, outside of a delivery, is given up. An interrupted call can be repeated.
         """
+        self._shut()
+        self._finish()
+
+    def _shut(self) -> None:
         self._closing = True
+        self._clock.shut()
+        self._workers.shut()
+        self.monitor.shut()
+
+    def _finish(self) -> None:
         try:
-            self._clock.close()
-            self._workers.close()
-            self.monitor.close()
+            self._clock.finish()
+            self._workers.finish()
+            self.monitor.finish()
         finally:
             self._closing = False
 

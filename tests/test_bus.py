@@ -525,6 +525,37 @@ def test_closing_one_bus_leaves_the_timers_of_another_that_shares_its_scheduler(
     assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
 
 
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+def test_closing_the_last_bus_leaves_the_timers_of_one_that_is_made_just_then(
+    max_workers: int | None, spawn: Callable[..., Future[Any]]
+) -> None:
+    """Made when it has been found out that the bus is the last one, and closes the scheduler."""
+    scheduler = BlockingScheduler(max_workers)
+    one = EventBus(scheduler)
+    buses: list[EventBus] = []
+    publishing: list[Future[Any]] = []
+    seen: list[Any] = []
+
+    class Lock:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None:
+            if not buses:
+                buses.append(one)
+                buses.append(EventBus(scheduler))
+                delayed = buses[1].subscribe("a").pipe(ops.delay(0.05, scheduler=scheduler))
+                delayed.subscribe(seen.append)
+                publishing.append(spawn(buses[1].publish, "a"))
+                while not scheduler._clock._queue:
+                    pass
+
+    scheduler._lock = Lock()  # type: ignore[assignment]
+    spawn(one.close).result(PATIENCE / 2)
+    assert publishing[0].result(PATIENCE).acknowledged == 1
+    assert len(seen) == 1
+    buses[1].close()
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
+
+
 def test_closing_a_bus_does_not_wait_for_another_that_shares_its_scheduler(spawn: Callable[..., Future[Any]]) -> None:
     scheduler = BlockingScheduler()
     one, two = EventBus(scheduler), EventBus(scheduler)
