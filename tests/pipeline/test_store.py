@@ -115,7 +115,10 @@ def line(process: subprocess.Popen[str]) -> str:
 def kill(process: subprocess.Popen[str]) -> list[str]:
     """Kills a process and gives what it had said by then."""
     process.kill()
-    return process.communicate(timeout=PATIENCE)[0].split("\n")[:-1]  # the last line may be torn
+    assert process.stdout is not None
+    said = process.stdout.read()  # `communicate` would pass over what `line` has read ahead
+    process.wait(PATIENCE)
+    return said.split("\n")[:-1]  # the last line may be torn
 
 
 def untimed(results: dict[StepId, Result]) -> dict[StepId, Result]:
