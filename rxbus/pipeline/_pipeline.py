@@ -74,6 +74,7 @@ class Pipeline:
         self._lock = threading.RLock()  # guards all below; an RLock, as all of a pipeline: see `DiskStore`
         self._builds: dict[Build, Future[PipelineFinished]] = {}  # those that run
         self._closed = False
+        self._runner: object = None  # what starts builds by itself; one at a time
         self._late = False  # builds have outlived the shutdown: the last of them ends the rest
 
     @property
