@@ -150,7 +150,8 @@ class Pipeline:
         """Stops the runner, kills all builds, waits for them, and ends what belongs to the pipeline.
 
         It does not wait longer than `shutdown_timeout` for steps that take no notice: the last build to end closes the
-        pipeline's own bus then. A second call waits as the first did. An interrupted call can be repeated.
+        pipeline's own bus then. For handlers of what it tells (`stop-runner`, `received_kill`) it waits however long
+        they take, as every publish does. A second call waits as the first did. An interrupted call can be repeated.
         """
         with self._lock:
             first, self._closed = not self._closed, True
