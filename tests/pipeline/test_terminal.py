@@ -149,12 +149,13 @@ class Terminal:
             [*COMMAND, *map(str, arguments)], env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs
         )
         os.close(theirs)
-        self._seen = ""
+        self._shown = b""
+        self._position = 0  # up to where it has been read
 
     @property
     def seen(self) -> str:
         """All that has been shown, without colours."""
-        return re.sub(r"\x1b\[[0-9;]*m", "", self._seen)
+        return re.sub(r"\x1b\[[0-9;]*m", "", self._shown.decode(errors="replace"))
 
     def __enter__(self) -> Terminal:
         return self
@@ -166,14 +167,14 @@ class Terminal:
 
     def read_until(self, text: str | None) -> None:
         """Reads up to some text that has not been read before, or to the end, where reading a pty fails."""
-        fresh = b""
-        while text is None or text.encode() not in fresh:
+        wanted = None if text is None else text.encode()
+        while wanted is None or wanted not in self._shown[self._position :]:
             try:
-                fresh += os.read(self._ours, 65536)
+                self._shown += os.read(self._ours, 65536)
             except OSError:
-                assert text is None, fresh
-                break
-        self._seen += fresh.decode(errors="replace")
+                assert wanted is None, self._shown[self._position :]
+                return
+        self._position = self._shown.index(wanted, self._position) + len(wanted)
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
