@@ -209,7 +209,10 @@ def test_a_full_disk_leaves_no_half_line(
     assert open_state().step_results(number)[1,]["count"] == 1
     update(state, number, (1,), status="success", count=4)
     assert seen == [1, 4]
-    assert untimed(open_state().step_results(number)) == {(1,): {"status": "success", "count": 4}}
+    assert untimed(open_state().step_results(number)) == {  # what could not be logged is, with what comes next
+        (1,): {"status": "success", "count": 4},
+        (2,): {"status": "running", "count": 3},
+    }
     finish(state, number)
     assert untimed(open_state().step_results(number)) == {
         (1,): {"status": "success", "count": 4},
@@ -445,6 +448,41 @@ def test_a_build_that_cannot_be_written_is_none(home: Path, open_state: Any, mon
             state.new_build(())
     assert state.build_numbers() == []
     assert state.new_build(()) == 2
+
+
+@pytest.mark.parametrize("fails", ["write", "open_log"])
+def test_a_build_that_cannot_be_begun_leaves_nothing(
+    home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Not its directory either: without a lock in it nobody could tell that it is not foreign."""
+    state = open_state()
+
+    def fail(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    open_files = len(os.listdir("/dev/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(_disk.os if fails == "write" else _disk, fails, fail)
+        with pytest.raises(OSError, match="No space left"):
+            state.new_build(())
+    assert [path.name for path in home.iterdir()] == ["last-build-number"]
+    assert len(os.listdir("/dev/fd")) == open_files
+
+
+def test_a_state_that_could_not_be_written_is_at_the_shutdown(home: Path, open_state: Any) -> None:
+    state = open_state()
+    number, removed = state.new_build(()), state.new_build(())
+    for one in (number, removed):
+        (home / f"build-{one}" / "build-state.json.tmp").mkdir()
+        update(state, one, (1,), status="success")
+        (home / f"build-{one}" / _files.LOG).write_text("")  # the disk was full
+        finish(state, one)
+    assert untimed(open_state().step_results(number)) == {}
+    (home / f"build-{number}" / "build-state.json.tmp").rmdir()
+    _disk.shutil.rmtree(home / f"build-{removed}")  # by another process
+    state.close()
+    assert untimed(open_state().step_results(number)) == {(1,): {"status": "success"}}
+    assert open_state().build_numbers() == [number]
 
 
 def test_a_number_is_not_used_again(home: Path, open_state: Any) -> None:
