@@ -99,7 +99,11 @@ class EventBus:
     @overload
     def publish(self, topic: Topic[T], payload: T, *, timeout: float | None = None) -> Receipt: ...
     @overload
-    def publish(self, topic: str | Topic[None], payload: Any = None, *, timeout: float | None = None) -> Receipt: ...
+    def publish(self, topic: str, payload: Any = None, *, timeout: float | None = None) -> Receipt: ...
+    @overload
+    def publish(
+        self, topic: Topic[T | None] | Topic[object], payload: None = None, *, timeout: float | None = None
+    ) -> Receipt: ...
     def publish(self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None) -> Receipt:
         """Publishes an event and blocks until every observer attached when the call began has acknowledged it.
 
@@ -135,8 +139,10 @@ class EventBus:
     @overload
     async def publish_async(self, topic: Topic[T], payload: T, *, timeout: float | None = None) -> Receipt: ...
     @overload
+    async def publish_async(self, topic: str, payload: Any = None, *, timeout: float | None = None) -> Receipt: ...
+    @overload
     async def publish_async(
-        self, topic: str | Topic[None], payload: Any = None, *, timeout: float | None = None
+        self, topic: Topic[T | None] | Topic[object], payload: None = None, *, timeout: float | None = None
     ) -> Receipt: ...
     async def publish_async(
         self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None
