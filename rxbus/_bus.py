@@ -26,7 +26,7 @@ from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler, schedulers
 from rxbus._topic import Subscription, TopicSubject
 from rxbus._workers import Crew
-from rxbus.errors import BusClosed, InvalidArgument, RxBusError
+from rxbus.errors import BusClosed, InvalidArgument, InvalidTopic, RxBusError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -266,6 +266,8 @@ class EventBus:
             BusClosed: The bus has been closed.
             RxBusError: The function is `async def`, and no event loop is running.
         """
+        if callable(topic_or_pattern):
+            raise InvalidTopic(topic_or_pattern, "write @bus.on(topic), with the topic that the function is to get")
         subscription = self.subscribe(topic_or_pattern, name=name)
 
         def attach(function: F) -> F:
