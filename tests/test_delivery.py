@@ -640,7 +640,7 @@ def test_publishes_leave_no_memory(bus: EventBus, observers: int) -> None:
     tracemalloc.start()
     try:
         left = [publish(count) for count in (500, 5000, 5000, 5000)]
-        # What is left grows each time; what is only made when it is needed first (a worker, on a busy machine) does not.
+        # A leak grows each time; what is made when it is needed first (a worker, on a busy machine) does not.
         assert min(after - before for before, after in pairwise(left)) < 5000
     finally:
         tracemalloc.stop()
