@@ -66,6 +66,7 @@ class Here:
         "kept",
         "later",
         "loop",
+        "native",
         "origin",
         "outer",
         "owed",
@@ -97,6 +98,7 @@ class Here:
         self.engine: Engine | None = None  # of what has been attached last, and how that is called
         self.attached = ""
         self.thread = threading.get_ident()
+        self.native = threading.get_native_id()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self
 
