@@ -68,6 +68,7 @@ class Here:
         "kept",
         "later",
         "loop",
+        "native",
         "origin",
         "outer",
         "owed",
@@ -102,6 +103,7 @@ class Here:
         self.cell: Cell | None = None  # the block in which it attaches; see `EventBus.cell`
         self.tracing = False  # it is telling tracers: what they publish is not traced
         self.thread = threading.get_ident()
+        self.native = threading.get_native_id()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self
 

@@ -31,8 +31,9 @@ class BlockingScheduler(PeriodicScheduler):
     """The scheduler that waits for every observer: it delivers a bus's events, on as few threads as will do.
 
     A publisher calls one handler after another on its own thread. Where one takes longer than `handoff_after`, the
-    others are handed to workers, and an observer that was slow goes to a worker at once from then on, until it has been
-    fast sixteen times. (The ideas: Go's sysmon and Linux's concurrency-managed workqueues.)
+    others are handed to workers, eight at a time for each thread that is stuck, and an observer that was slow goes to a
+    worker at once from then on, until it has been fast sixteen times. (The ideas: Go's sysmon and Linux's
+    concurrency-managed workqueues.)
 
     It is a reactivex scheduler too. An action scheduled on it during a delivery belongs to that delivery: the publisher
     waits for it, and the observer's turn lasts until it has ended. What is scheduled outside a delivery simply runs.
@@ -42,7 +43,8 @@ class BlockingScheduler(PeriodicScheduler):
     Args:
         max_workers: The most worker threads at a time. None: as many as observers block at once. 0: none, everything
             runs on the publishing thread in the order of attachment; deterministic, for tests.
-        handoff_after: Seconds after which a handler counts as slow.
+        handoff_after: Seconds after which a handler on its publisher's thread counts as slow: of waiting, or of
+            computing. Where the system tells (Linux), a thread that could run and gets no processor is not slow.
         stall_after: Seconds after which a publish that does not end is logged, and again each time that has doubled.
 
     Raises:

@@ -1312,3 +1312,10 @@ async def test_close_on_the_loop_does_not_wait_for_a_coroutine_that_completion_b
     await bus.publish_async("in")
     bus.close()
     assert bus.statistics().observers == 0
+
+
+def test_a_decorator_without_its_topic_says_how_to_write_it(bus: EventBus) -> None:
+    with pytest.raises(InvalidTopic, match=r"write @bus\.on\(topic\)"):
+
+        @bus.on  # type: ignore[arg-type]
+        def handle(event: Event[Any]) -> None: ...

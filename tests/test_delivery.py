@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -638,8 +639,9 @@ def test_publishes_leave_no_memory(bus: EventBus, observers: int) -> None:
 
     tracemalloc.start()
     try:
-        before = publish(500)
-        assert publish(5000) - before < 5000
+        left = [publish(count) for count in (500, 5000, 5000, 5000)]
+        # A leak grows each time; what is made when it is needed first (a worker, on a busy machine) does not.
+        assert min(after - before for before, after in pairwise(left)) < 5000
     finally:
         tracemalloc.stop()
 

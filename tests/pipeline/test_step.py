@@ -163,6 +163,15 @@ def test_replace(make: Make) -> None:
     assert result_of(make, step) == {"status": "success", "b": 2, "c": 3}
 
 
+def test_a_result_is_a_dict(make: Make) -> None:
+    def step(args: Any, ctx: StepContext) -> Any:
+        with pytest.raises(InvalidArgument, match="a result is a dict"):
+            ctx.replace(3)  # type: ignore[arg-type]
+        return {"status": "success"}
+
+    assert result_of(make, step) == {"status": "success"}
+
+
 def test_updates_may_have_any_name(make: Make) -> None:
     def step(args: Any, ctx: StepContext) -> Any:
         ctx.update(self=1, fields=2)

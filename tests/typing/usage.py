@@ -28,6 +28,9 @@ from rxbus.operators import buffered, map_async, observe_on
 
 PRICES = Topic("prices.eur", float)
 ANYTHING = Topic("anything")
+NOTHING = Topic("nothing", type(None))
+PERHAPS: Topic[float | None] = Topic("perhaps", float | None)
+CALLS: Topic[Callable[[int], str]] = Topic("calls", Callable[[int], str])
 
 
 def publishing(bus: EventBus) -> None:
@@ -35,6 +38,15 @@ def publishing(bus: EventBus) -> None:
     assert_type(ANYTHING, Topic[object])
     assert_type(bus.publish(PRICES, 1.5), Receipt)
     bus.publish("prices.eur", 1.5, timeout=2)
+    bus.publish(ANYTHING)
+    bus.publish(ANYTHING, 3)
+    bus.publish(NOTHING)
+    bus.publish(NOTHING, None)
+    bus.publish(PERHAPS)
+    bus.publish(PERHAPS, 1.5)
+    bus.publish(CALLS, hex)
+    bus.publish(PRICES)  # type: ignore[arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]
+    bus.publish(PERHAPS, "much")  # type: ignore[misc] # pyright: ignore[reportCallIssue, reportArgumentType]
     bus.publish(PRICES, "much")  # type: ignore[misc] # pyright: ignore[reportArgumentType, reportCallIssue]
     try:
         bus.publish("nothing")
