@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rxbus import Event, EventBus, _wings
+from reactivex import abc
+
+from rxbus import Event, EventBus, Topic, _wings
+from rxbus.recording._causes import Causes
+from rxbus.recording._file import load, save
+from rxbus.recording._frames import to_dataframe
+from rxbus.recording._perfetto import write_trace
 from rxbus.recording._records import Delivery, Passage
+from rxbus.recording._replay import Replay, play
 from rxbus.recording._ring import Ring
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Recording(Ring, _wings.Shown):
@@ -39,7 +52,31 @@ class Recording(Ring, _wings.Shown):
 
     def __init__(self, bus: EventBus, pattern: str = ">", maxlen: int = 100_000) -> None:
         super().__init__(pattern, maxlen)
-        self._attachment = weakref.ref(_Attachment(self, bus))
+        self._attachment: Callable[[], _Attachment | None] = weakref.ref(_Attachment(self, bus))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], topics: Iterable[Topic[Any]] = ()) -> Recording:
+        """Loads what `save` has written.
+
+        Payloads come back as what JSON has: a struct as a `dict`, a tuple as a `list`, a `datetime` as a `str`; what
+        could not be written as `Unencodable`. A file that is truncated or damaged is loaded as far as it is whole, and
+        a `DamagedRecording` warning says which lines are not, and how much is missing.
+
+        Args:
+            path: The file.
+            topics: Topics whose payloads are to be made what their `payload_type` says.
+
+        Raises:
+            NotARecording: It is none, or one of a later version.
+            InvalidArgument: A payload is not what its topic says.
+            OSError: It cannot be read.
+        """
+        tape = load(Path(path), {topic.name: topic.payload_type for topic in topics})
+        recording = cls.__new__(cls)
+        Ring.__init__(recording, tape.pattern, tape.maxlen)
+        recording.wind(tape)
+        recording._attachment = lambda: None
+        return recording
 
     @property
     def events(self) -> list[Event[Any]]:
@@ -62,6 +99,80 @@ class Recording(Ring, _wings.Shown):
         attachment = self._attachment()
         if attachment is not None:
             attachment.end()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it to a file, as JSON lines; a file that is there is replaced once all is written.
+
+        Payloads are written as msgspec does (structs, dataclasses, dates, …). What JSON cannot hold (a socket, half a
+        character, a NaN) is kept as its repr, and marked.
+
+        Raises:
+            OSError: It cannot be written, for the disk is full perhaps; what was there is as it was.
+        """
+        save(self.tape(), Path(path))
+
+    def replay(
+        self,
+        bus: EventBus,
+        speed: float = 1.0,
+        *,
+        scheduler: abc.SchedulerBase | None = None,
+        causes: Literal["all", "outermost"] = "all",
+    ) -> Replay:
+        """Publishes the recorded payloads on a bus: on their topics, in their order, at their distances in time.
+
+        All of them are published, by default: a recording cannot know what handlers there are, and on a bus without any
+        (in a notebook, for a chart) everything has to come from it. On a bus with the handlers that were there when it
+        was recorded, ask for the outermost ones: what those published, they will publish again.
+
+        Observers that fail do not end it. Times are kept as far as the bus takes no longer; what is late follows at
+        once. Ctrl-C ends it between two events, or in the midst of one.
+
+        Args:
+            bus: Where to publish.
+            speed: How many times as fast; `math.inf` is at once.
+            scheduler: What it runs on, in virtual time perhaps (`TestScheduler`): then this returns at once, and the
+                replay goes on as the scheduler does. By default it is real time, and the calling thread waits.
+            causes: Everything, or only events whose causes are not recorded.
+
+        Returns:
+            How far it has come, and what has failed; its `dispose` ends it.
+
+        Raises:
+            InvalidArgument: `speed` is no number above zero, or `causes` none of the two.
+            BusClosed: The bus has been closed, or is closed meanwhile.
+        """
+        return play(self.tape().events, bus, speed, scheduler, causes)
+
+    def causes(self) -> Causes:
+        """Gives the trees of which event caused which; `print` shows them."""
+        return Causes(self.tape().events)
+
+    def to_dataframe(self, of: Literal["events", "deliveries"] = "events") -> DataFrame:
+        """Makes a pandas data frame, with a row for each event or for each delivery.
+
+        Events have the columns `id` (the index), `topic`, `payload`, `time` (UTC), `cause` (the id, or missing),
+        `observers` (how many deliveries have ended), `acknowledged`, `failed` and `latency` (seconds from the publish
+        to the end of the last delivery, or missing). Deliveries have `event`, `topic`, `observer`, `start` and `end`
+        (UTC), `duration` (seconds), `thread` and `error`.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+            InvalidArgument: `of` is none of the two.
+        """
+        return to_dataframe(self.tape(), of)
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
+        """Writes a trace that https://ui.perfetto.dev opens, or `chrome://tracing`.
+
+        It has a track for each topic, with a slice from each publish to the end of its last delivery; a track for each
+        thread, with the deliveries; and an arrow from each cause to its effects. What overlaps without being one in the
+        other goes to a further track of the same name.
+
+        Raises:
+            OSError: It cannot be written; what was there is as it was.
+        """
+        write_trace(self.tape(), Path(path))
 
     def to_svg(self, **options: Any) -> str:
         """Draws it as a marble diagram; see `rxbus.display.marbles` for the options."""

@@ -77,3 +77,14 @@ def safe_repr(value: object) -> str:
         return repr(value)
     except Exception as error:
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+
+
+def writable(text: str) -> str:
+    """Makes text that UTF-8 can hold: half a character (a lone surrogate) is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shortened(value: object, length: int) -> str:
+    """The repr of anything on one line of so many characters at most."""
+    line = " ".join(safe_repr(value).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
