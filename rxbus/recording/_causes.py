@@ -34,7 +34,7 @@ class Cause(msgspec.Struct, frozen=True, eq=False):
 
     def walk(self) -> Iterator[Cause]:
         """Gives it and all that it led to, each event before its effects."""
-        ahead = [self]
+        ahead: list[Cause] = [self]
         while ahead:
             one = ahead.pop()
             yield one

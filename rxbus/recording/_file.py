@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from math import isfinite
 from operator import attrgetter
 from pathlib import Path
@@ -234,12 +235,11 @@ def _encoded(value: object) -> tuple[Any, str | UnsetType]:
     """Gives a value as JSON; or its repr, where JSON cannot hold it."""
     if isinstance(value, Unencodable):
         return UNSET, value.repr
-    try:
+    with suppress(Exception):  # a type, a string or a depth that JSON has not; or what an attribute raises
         raw = _encode(value)
-        faithful = b"\n" not in raw and (b"null" not in raw or _is_finite(value))
-    except Exception:  # a type, a string or a depth that JSON has not; or what an attribute raises
-        faithful = False
-    return (msgspec.Raw(raw), UNSET) if faithful else (UNSET, safe_repr(value))
+        if raw and b"\n" not in raw and (b"null" not in raw or _is_finite(value)):
+            return msgspec.Raw(raw), UNSET
+    return UNSET, safe_repr(value)
 
 
 def _is_finite(value: object) -> bool:
