@@ -95,7 +95,7 @@ class Recording(Ring, _wings.Shown):
 
     def stop(self) -> None:
         """Ends it: nothing is recorded any more, nor is what is still open. A second call does nothing."""
-        self.freeze()
+        self.freeze()  # also where the bus has gone without being closed
         attachment = self._attachment()
         if attachment is not None:
             attachment.end()
@@ -187,25 +187,22 @@ class Recording(Ring, _wings.Shown):
         self.stop()
 
     def __repr__(self) -> str:
-        state = "going on" if self.ended is None else f"{self.ended - self.began:.3g} s"
+        state = "going on" if self.ended is None else f"{self.ended - self.began:.3f} s"
         return f"<Recording {self.pattern!r}, {state}, events: {self.count()}, dropped: {self.dropped}>"
 
 
 class _Attachment:
     """What a recording has attached to its bus.
 
-    The bus keeps it, by what it calls at its end; the recording refers to it weakly, or it would keep the bus. Nor does
-    the bus keep the recording by it, which may have been detached meanwhile by a cell that ran again.
+    The bus keeps it, by what it calls at its end; the recording refers to it weakly, or it would keep the bus.
     """
 
     def __init__(self, recording: Recording, bus: EventBus) -> None:
-        self._recording = weakref.ref(recording)
+        self._recording = recording
         self._traced = bus.trace(recording)
         self._at_close = bus.on_close(self.end)
 
     def end(self) -> None:
+        self._recording.freeze()
         self._traced.dispose()
         self._at_close.dispose()
-        recording = self._recording()
-        if recording is not None:
-            recording.freeze()
