@@ -53,6 +53,9 @@ class DamagedRecording(UserWarning):
     """Warns that a part of a recording could not be loaded."""
 
 
+_Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
     rxbus: Literal["recording"]
     version: int
@@ -75,16 +78,16 @@ class _Version(msgspec.Struct):
 
 
 class _EventLine(msgspec.Struct, tag="event", omit_defaults=True, forbid_unknown_fields=True):
-    id: int
+    id: _Id
     topic: str
     time: float
-    cause: int | None = None
+    cause: _Id | None = None
     payload: Any = UNSET
     repr: str | UnsetType = UNSET
 
 
 class _DeliveryLine(msgspec.Struct, tag="delivery", forbid_unknown_fields=True):
-    event: int
+    event: _Id
     observer: str
     start: float
     end: float
@@ -96,7 +99,7 @@ class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True, forbid_unk
     stage: str
     kind: Literal["next", "error", "completed"]
     time: float
-    event: int | None = None
+    event: _Id | None = None
     value: Any = UNSET
     repr: str | UnsetType = UNSET
 
