@@ -70,8 +70,9 @@ class Live(ABC):
             found = views.get(cls)
             if isinstance(found, cls) and found.running:
                 return found
-            views[cls] = made = cls(bus)
+            made = cls(bus)
             made._start()
+            views[cls] = made
             return made
 
     @property

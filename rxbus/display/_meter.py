@@ -8,7 +8,7 @@ measured whole, and a busy one goes on as before; there, a topic of few events m
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from heapq import nlargest
 from statistics import median
 from time import monotonic, perf_counter
@@ -20,7 +20,7 @@ from reactivex.disposable import SingleAssignmentDisposable
 
 from rxbus import BusClosed, Event, EventBus, Receipt, TopicStatistics
 
-SAMPLED = 512  # publishes and deliveries that are traced per frame
+SAMPLED = 200  # publishes and deliveries that are traced per frame
 RECENT = 5.0  # seconds that rates are taken over
 SPAN = 10.0  # seconds: times are of the latest one to two spans in which any were measured
 LATEST = 64  # durations per observer and span
@@ -136,13 +136,15 @@ class Meter:
 
     def _frame(self, selection: Selection, now: float, statistics: dict[str, TopicStatistics]) -> Frame:
         then, past = self._past[0]
-        wanted = [topic for topic in statistics if selection.wants(topic)]
+        wanted: Collection[str] = statistics
+        if selection.text or selection.topics:
+            wanted = [topic for topic in statistics if selection.wants(topic)]
 
         def gain(topic: str) -> int:
             before = past.get(topic)
             return max(0, statistics[topic].published - (0 if before is None else before.published))
 
-        shown = wanted
+        shown: Collection[str] = wanted
         if len(wanted) > selection.limit:
             shown = nlargest(selection.limit, wanted, key=lambda topic: (gain(topic), statistics[topic].published))
         rows = (self._row(topic, statistics[topic], gain(topic) / (now - then or 1.0)) for topic in sorted(shown))

@@ -87,8 +87,11 @@ class Monitor(Live):
     def _send(self, frame: Frame, running: bool) -> None:
         self.widget.frame = {**msgspec.to_builtins(frame), "time": time(), "running": running}
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        bundle = self.widget._repr_mimebundle_(**options)
+        assert bundle is not None
+        data, metadata = bundle
+        return {**data, "text/plain": repr(self)}, metadata
 
     def __repr__(self) -> str:
         return f"<Monitor, {'running' if self.running else 'stopped'}>"

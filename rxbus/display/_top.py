@@ -18,12 +18,13 @@ from rxbus.display._live import Live, require
 from rxbus.display._meter import Frame, Row, Selection
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.live import Live as RichLive
+    from rich.segment import Segments
 
 HEADINGS = ("topic", "events", "rate /s", "p50 ms", "p99 ms", "pending", "failures", "slowest observer")
-NUMBERS = range(1, 7)  # the columns that are aligned to the right
-WIDEST = 60  # characters of a name
+NAMES = (0, 7)  # the columns of names; all others are numbers
+GAP = "  "  # between columns
+WIDEST, NARROWEST = 60, 12  # characters of a name
 IN_A_NOTEBOOK = 30  # rows
 ABOUT = "p50, p99: until all observers have acknowledged, lately; of a sample, where much goes on"
 
@@ -176,7 +177,7 @@ class Terminal:
     """A terminal. The tables of several buses share the one live display that there can be."""
 
     _lock: ClassVar = threading.RLock()  # guards both below
-    _tables: ClassVar[dict[Terminal, RenderableType]] = {}
+    _tables: ClassVar[dict[Terminal, Segments]] = {}
     _live: ClassVar[RichLive | None] = None
 
     def limit(self) -> int:
@@ -190,17 +191,17 @@ class Terminal:
         with self._lock:
             if Terminal._live is None:
                 # What the program prints passes above; what it writes to a file does not.
-                Terminal._live = RichLive(auto_refresh=False, redirect_stderr=sys.stderr.isatty())
-                Terminal._live.start()
-            self._tables[self] = self._drawn(Terminal._live, frame)
+                live = RichLive(auto_refresh=False, redirect_stderr=sys.stderr.isatty())
+                live.start()
+                Terminal._live = live
+            self._tables[self] = as_segments(frame, Terminal._live.console.width)
             self._update(Terminal._live)
 
     def close(self, frame: Frame) -> None:
         with self._lock:
             live = Terminal._live
-            if live is None:
-                return
-            self._tables[self] = self._drawn(live, frame)
+            assert live is not None
+            self._tables[self] = as_segments(frame, live.console.width)
             if len(self._tables) == 1:
                 Terminal._live = None
                 self._update(live)
@@ -209,12 +210,6 @@ class Terminal:
                 live.console.print(self._tables.pop(self))
                 self._update(live)
             self._tables.pop(self, None)
-
-    def _drawn(self, live: RichLive, frame: Frame) -> RenderableType:
-        """Draws a table once: rich draws what it shows anew with each line that the program prints."""
-        from rich.segment import Segments
-
-        return Segments(list(live.console.render(as_renderable(frame))))
 
     def _update(self, live: RichLive) -> None:
         from rich.console import Group
@@ -247,9 +242,9 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, width: int = WIDEST) -> str:
     """Cuts what is too long."""
-    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def remark(frame: Frame) -> str:
@@ -259,25 +254,35 @@ def remark(frame: Frame) -> str:
     return f"and {frame.hidden:,} more topics, less lively" if frame.hidden else ABOUT
 
 
+def lines(frame: Frame, width: int | None = None) -> list[tuple[str, ...]]:
+    """Lays a frame out, heading first: cells of the same width in each column. Names are cut where `width` asks."""
+    table = [HEADINGS, *(cells(row) for row in frame.rows)]
+    widths = [min(WIDEST, max(map(len, column))) for column in zip(*table, strict=True)]
+    if width is not None:
+        excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+        for column in sorted(NAMES, key=lambda column: -widths[column]):
+            cut = max(0, min(excess, widths[column] - NARROWEST))
+            widths[column] -= cut
+            excess -= cut
+    return [
+        tuple(
+            shorten(text, size).ljust(size) if column in NAMES else text.rjust(size)
+            for column, (text, size) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+
+
 def as_text(frame: Frame) -> str:
     """Draws a frame in plain text."""
-    lines = [HEADINGS, *(tuple(shorten(cell) for cell in cells(row)) for row in frame.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    table = (
-        "  ".join(
-            cell.rjust(width) if column in NUMBERS else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-    return "\n".join([*table, remark(frame)])
+    return "\n".join([*(GAP.join(line).rstrip() for line in lines(frame)), remark(frame)])
 
 
 def as_html(frame: Frame) -> str:
     """Draws a frame for notebooks. All text is escaped."""
 
     def drawn(kind: str, texts: tuple[str, ...]) -> str:
-        sides = ("right" if column in NUMBERS else "left" for column in range(len(texts)))
+        sides = ("left" if column in NAMES else "right" for column in range(len(texts)))
         parts = zip(texts, sides, strict=True)
         return "".join(f'<{kind} style="text-align:{side}">{escape(shorten(text))}</{kind}>' for text, side in parts)
 
@@ -288,23 +293,18 @@ def as_html(frame: Frame) -> str:
     )
 
 
-def as_renderable(frame: Frame) -> RenderableType:
-    """Draws a frame with rich. Names are drawn as `Text`, in which square brackets are no markup."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+def as_segments(frame: Frame, width: int) -> Segments:
+    """Draws a frame for rich; not as one of its tables, which take as long to be drawn as all the rest together."""
+    from rich.segment import Segment, Segments
+    from rich.style import Style
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for column, heading in enumerate(HEADINGS):
-        title = Text(heading, no_wrap=True, overflow="ellipsis")
-        table.add_column(title, justify="right" if column in NUMBERS else "left", no_wrap=column in NUMBERS)
-    for row in frame.rows:
-        style = "bold red" if row.failures else ""
-        table.add_row(
-            *(
-                Text(cell, style if HEADINGS[column] == "failures" else "", no_wrap=True, overflow="ellipsis")
-                for column, cell in enumerate(cells(row))
-            )
-        )
-    return Group(table, Text(remark(frame), "dim", no_wrap=True, overflow="ellipsis"))
+    heading, *rest = lines(frame, width)
+    failed, drawn = HEADINGS.index("failures"), [Segment(GAP.join(heading), Style(bold=True)), Segment.line()]
+    for row, line in zip(frame.rows, rest, strict=True):
+        drawn += [
+            Segment(GAP.join(line[:failed]) + GAP),
+            Segment(line[failed], Style(bold=True, color="red") if row.failures else None),
+            Segment(GAP + GAP.join(line[failed + 1 :])),
+            Segment.line(),
+        ]
+    return Segments([*drawn, Segment(remark(frame), Style(dim=True)), Segment.line()])

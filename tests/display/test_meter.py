@@ -13,7 +13,7 @@ import pytest
 from reactivex import abc
 from reactivex.disposable import Disposable
 
-from rxbus import AcknowledgementTimeout, Event, EventBus, PublishError, Receipt, Tracer, defer
+from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, PublishError, Receipt, Tracer, defer
 from rxbus.display import _meter
 from rxbus.display._meter import Duration, Frame, Meter, Row, Sample, Selection, Times
 
@@ -73,21 +73,23 @@ class TestCounts:
     def test_a_bus_of_which_nothing_is_to_be_told(self, meter: Meter) -> None:
         assert frame(meter) == Frame((), 0)
 
-    def test_counts_are_exact(self, bus: EventBus, meter: Meter) -> None:
-        bus.subscribe("a").subscribe(nothing)
-        bus.subscribe("*").subscribe(fail)
-        owed: list[Any] = []
-        bus.subscribe("b").subscribe(lambda event: owed.append(defer()))
-        for _ in range(3):
-            with pytest.raises(PublishError):
-                bus.publish("a")
-        with pytest.raises(AcknowledgementTimeout):
-            bus.publish("b", timeout=0.01)
-        a, b = frame(meter).rows
-        assert (a.topic, a.events, a.observers, a.pending, a.failures) == ("a", 3, 2, 0, 3)
-        assert (b.topic, b.events, b.observers, b.pending) == ("b", 1, 2, 1)
-        owed[0].ack()
-        assert row(meter, "b").pending == 0
+    def test_counts_are_exact(self) -> None:
+        with EventBus(BlockingScheduler(max_workers=0)) as bus:
+            meter = Meter(bus)
+            bus.subscribe("a").subscribe(nothing)
+            bus.subscribe("*").subscribe(fail)
+            owed: list[Any] = []
+            bus.subscribe("b").subscribe(lambda event: owed.append(defer()))
+            for _ in range(3):
+                with pytest.raises(PublishError):
+                    bus.publish("a")
+            with pytest.raises(AcknowledgementTimeout):
+                bus.publish("b", timeout=0)
+            a, b = frame(meter).rows
+            assert (a.topic, a.events, a.observers, a.pending, a.failures) == ("a", 3, 2, 0, 3)
+            assert (b.topic, b.events, b.observers, b.pending, b.failures) == ("b", 1, 2, 1, 1)
+            owed[0].ack()
+            assert row(meter, "b").pending == 0
 
     def test_the_rate_is_of_the_last_seconds(self, bus: EventBus, meter: Meter, clock: Clock) -> None:
         for _ in range(10):
@@ -174,9 +176,9 @@ class TestSampling:
         bus.subscribe("a", name="one").subscribe(nothing)
         frame(meter)
         assert is_traced(bus)
-        for _ in range(100):
+        for _ in range(50):
             bus.publish("a")
-        assert len(meter._durations) == 200
+        assert len(meter._durations) == 100
         assert is_traced(bus)
         first = row(meter, "a")
         assert first.p50_ms is not None

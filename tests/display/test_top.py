@@ -435,12 +435,18 @@ class TestTables:
         assert _top.as_text(Frame((), 0)).splitlines()[1] == "no topics yet"
 
     @pytest.mark.parametrize("width", [20, 80, 200])
-    def test_rich(self, width: int) -> None:
+    def test_in_a_terminal(self, width: int) -> None:
         drawn = io.StringIO()
-        Console(file=drawn, width=width).print(_top.as_renderable(Frame((HOSTILE, PLAIN), 0)))
-        lines = drawn.getvalue().splitlines()
-        assert len(lines) == 5
-        assert max(map(len, lines)) <= width
+        console = Console(file=drawn, width=width, color_system=None, force_terminal=True)
+        console.print(_top.as_segments(Frame((HOSTILE, PLAIN), 0), width), no_wrap=True, crop=True)
+        heading, first, second, remark, *_ = drawn.getvalue().splitlines()
+        assert max(map(len, (heading, first, second, remark))) <= width
+        assert first.startswith("a.[red]<b>&")
         if width >= 80:
-            assert "12,345  1,234.6" in lines[2].replace("\u2026", "")
-            assert lines[2].startswith("a.[red]" if width > 80 else "a.")
+            assert "12,345  1,234.6" in first
+            assert "1.50 ms \ufffd[31" in first
+            assert first.rstrip().endswith("\u2026")
+
+    def test_failures_stand_out(self) -> None:
+        drawn = list(_top.as_segments(Frame((HOSTILE, PLAIN), 0), 80).segments)
+        assert [text.strip() for text, style, _ in drawn if style and style.color] == ["4"]
