@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
 from time import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import msgspec
 
@@ -26,11 +26,6 @@ class Monitor(Live):
     attributes. While a cell keeps the kernel busy, filter and choice hold among the topics that are there, up to a
     hundred, the liveliest; the kernel looks among all.
 
-    Args:
-        bus: What is shown.
-
-    Attributes:
-        widget: The widget itself, to be put into others of ipywidgets.
     """
 
     kind: ClassVar[str] = "monitor"
@@ -38,38 +33,45 @@ class Monitor(Live):
     def __init__(self, bus: EventBus) -> None:
         require("jupyter", "bus.monitor()", "anywidget", "hdrh.histogram")
         super().__init__(bus)
-        self.widget: AnyWidget = _widget_class()()
+        self._widget: Any = _widget_class()()
+        self._since = self._now = time()  # when the bus was looked at, before and now
+
+    @property
+    def widget(self) -> AnyWidget:
+        """The widget itself, to be put into others of ipywidgets."""
+        return cast("AnyWidget", self._widget)
 
     @property
     def paused(self) -> bool:
         """Whether it stands still; nothing is measured then but what the bus itself counts."""
-        return bool(self.widget.paused)
+        return bool(self._widget.paused)
 
     @paused.setter
     def paused(self, paused: bool) -> None:
-        self.widget.paused = paused
+        self._widget.paused = paused
 
     @property
     def filter(self) -> str:
         """What the names of the topics that are shown contain."""
-        return str(self.widget.text)
+        return str(self._widget.text)
 
     @filter.setter
     def filter(self, text: str) -> None:
-        self.widget.text = text
+        self._widget.text = text
 
     @property
     def topics(self) -> tuple[str, ...]:
         """The topics that are shown alone; none stands for all."""
-        return tuple(self.widget.chosen) if self.widget.only_chosen else ()
+        return tuple(self._widget.chosen) if self._widget.only_chosen else ()
 
     @topics.setter
     def topics(self, topics: Iterable[str | Topic[Any]]) -> None:
-        self.widget.chosen = [str(topic) for topic in topics]
-        self.widget.only_chosen = bool(self.widget.chosen)
+        self._widget.chosen = [str(topic) for topic in topics]
+        self._widget.only_chosen = bool(self._widget.chosen)
 
     def _tick(self, draw: Callable[[Frame], None], always: bool = False) -> None:
         if always or not self.paused:
+            self._since, self._now = self._now, time()
             super()._tick(draw, always)
 
     def _selection(self) -> Selection:
@@ -85,10 +87,11 @@ class Monitor(Live):
         self._send(frame, running=False)
 
     def _send(self, frame: Frame, running: bool) -> None:
-        self.widget.frame = {**msgspec.to_builtins(frame), "time": time(), "running": running}
+        told = msgspec.to_builtins(frame)
+        self._widget.frame = {**told, "since": self._since, "time": self._now, "running": running}
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        bundle = self.widget._repr_mimebundle_(**options)
+        bundle = self._widget._repr_mimebundle_(**options)
         assert bundle is not None
         data, metadata = bundle
         return {**data, "text/plain": repr(self)}, metadata

@@ -9,8 +9,10 @@ import os
 import shutil
 import sys
 import threading
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
 from rxbus import EventBus
@@ -78,7 +80,10 @@ class Top(Live):
         self._screen.close(frame)
 
     def _ipython_display_(self) -> None:
-        self.show()
+        if isinstance(self._screen, Notebook):
+            self.show()
+        else:  # IPython's prompt: what has called for it has printed it
+            print(repr(self))
 
     def __repr__(self) -> str:
         return f"<Top, {'running' if self.running else 'stopped'}>"
@@ -98,26 +103,30 @@ def running_shell() -> Any:
 
 def is_terminal() -> bool:
     """Whether the program's output goes where a table can be drawn over itself."""
-    return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-class Screen(Protocol):
+class Screen(ABC):
     """Where a table is drawn."""
 
+    @abstractmethod
     def limit(self) -> int:
         """How many rows are to be drawn."""
 
+    @abstractmethod
     def show(self, frame: Frame) -> None:
         """Draws a frame because the program has called for it; on its thread."""
 
+    @abstractmethod
     def draw(self, frame: Frame) -> None:
         """Draws a frame because there is news; on the view's thread."""
 
+    @abstractmethod
     def close(self, frame: Frame) -> None:
         """Draws the last one."""
 
 
-class Notebook:
+class Notebook(Screen):
     """Outputs of notebook cells that are known by one id, and are updated together."""
 
     def __init__(self, shell: Any) -> None:
@@ -145,7 +154,7 @@ class Notebook:
         self._shell.display_pub.publish(data, {}, transient={"display_id": self._id}, update=update)
 
 
-class Prompt:
+class Prompt(Screen):
     """An interactive Python: the table is printed when it is called for."""
 
     def limit(self) -> int:
@@ -159,7 +168,7 @@ class Prompt:
     def close(self, frame: Frame) -> None: ...
 
 
-class File:
+class File(Screen):
     """A pipe or a file: the table is printed when all is over."""
 
     def limit(self) -> int:
@@ -170,10 +179,11 @@ class File:
     def draw(self, frame: Frame) -> None: ...
 
     def close(self, frame: Frame) -> None:
-        print(as_text(frame), flush=True)
+        with suppress(BrokenPipeError):  # nobody reads it
+            print(as_text(frame), flush=True)
 
 
-class Terminal:
+class Terminal(Screen):
     """A terminal. The tables of several buses share the one live display that there can be."""
 
     _lock: ClassVar = threading.RLock()  # guards both below

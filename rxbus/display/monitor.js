@@ -16,7 +16,6 @@ const COLUMNS = [
 const COUNT = new Intl.NumberFormat("en-US");
 const RATE = new Intl.NumberFormat("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 const MINUTE = 60; // seconds that a sparkline covers
-const PERIOD = 0.25; // seconds between frames while something changes
 const [WIDTH, HEIGHT] = [120, 20]; // of a sparkline
 
 function milliseconds(number) {
@@ -42,13 +41,13 @@ function setText(node, text) {
 class History {
   #topics = new Map();
 
-  add({ time, rows }) {
+  /** Takes in a frame, which tells what has happened `since` the bus was looked at before. */
+  add({ since, time, rows }) {
     for (const row of rows) {
-      const known = this.#topics.get(row.topic) ?? { events: row.events, time, points: [] };
+      const known = this.#topics.get(row.topic) ?? { events: row.events, time: since, points: [] };
       this.#topics.set(row.topic, known);
-      const begin = Math.max(known.time, time - PERIOD); // no frame came before: nothing had changed
-      if (begin > known.time) known.points.push([begin, 0]);
-      if (time > begin) known.points.push([time, Math.max(0, row.events - known.events) / (time - begin)]);
+      if (since > known.time) known.points.push([since, 0]); // no frame came meanwhile: nothing had changed
+      if (time > since) known.points.push([time, Math.max(0, row.events - known.events) / (time - since)]);
       known.events = row.events;
       known.time = time;
       while (known.points.length > 1 && known.points[1][0] < time - MINUTE) known.points.shift();
@@ -195,7 +194,7 @@ export default () => {
   const history = new History();
   return {
     initialize({ model }) {
-      history.add({ time: 0, rows: [], ...model.get("frame") });
+      history.add({ since: 0, time: 0, rows: [], ...model.get("frame") });
       model.on("change:frame", () => history.add(model.get("frame")));
     },
     render({ model, el }) {

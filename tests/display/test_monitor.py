@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -67,6 +68,17 @@ class TestMonitor:
         assert repr(monitor) == "<Monitor, stopped>"
         with pytest.raises(BusClosed):
             bus.monitor()
+
+    def test_frames_tell_since_when(self, bus: EventBus) -> None:
+        monitor = bus.monitor()
+        times = []
+        monitor.widget.observe(lambda change: times.append((change["new"]["since"], change["new"]["time"])), "frame")
+        for _ in range(3):
+            bus.publish("a")
+            monitor._tick(monitor._draw)
+        monitor.stop()
+        assert all(since <= now for since, now in times)
+        assert all(now <= since for (_, now), (since, _) in itertools.pairwise(times))
 
     def test_top_and_monitor_at_once(self, bus: EventBus, capsys: pytest.CaptureFixture[str]) -> None:
         top, monitor = bus.top(), bus.monitor()

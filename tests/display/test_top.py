@@ -205,10 +205,14 @@ class TestRequire:
 
     def test_the_bus_tells_it(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
-        with pytest.raises(MissingExtra):
+        with pytest.raises(MissingExtra, match="'cli'"):
             bus.top()
-        monkeypatch.setattr(_top, "is_terminal", lambda: True)
         monkeypatch.undo()
+        monkeypatch.setitem(sys.modules, "rich.live", None)
+        bus.top().stop()  # not needed here
+        terminal(monkeypatch)
+        with pytest.raises(MissingExtra, match="a terminal needs the extra 'cli'"):
+            bus.top()
 
 
 class Tty(io.StringIO):
@@ -249,6 +253,18 @@ class TestFile:
         top.show()
         assert capsys.readouterr().out == ""
 
+    def test_a_reader_that_has_left(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Left(io.StringIO):
+            def write(self, text: str) -> int:
+                raise BrokenPipeError
+
+        bus.top()
+        monkeypatch.setattr(sys, "stdout", Left())
+        bus.close()
+        assert caplog.records == []
+
     def test_a_dumb_terminal_is_no_terminal(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
         tty = terminal(monkeypatch)
         monkeypatch.setenv("TERM", "dumb")
@@ -271,6 +287,12 @@ class TestPrompt:
         bus.close()
         assert [line.split()[1] for line in tty.getvalue().splitlines() if line.startswith("a ")] == ["1", "2"]
         assert "\x1b" not in tty.getvalue()
+
+    def test_ipython_prints_it_once(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        tty = terminal(monkeypatch)
+        monkeypatch.setattr(_top, "running_shell", object)
+        bus.top()._ipython_display_()
+        assert tty.getvalue().splitlines()[1:] == ["no topics yet", "<Top, running>"]
 
     def test_only_what_fits_is_printed(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
         tty = terminal(monkeypatch)
