@@ -40,14 +40,17 @@ function setText(node, text) {
 /** The rates of each topic in the last minute, for all views of a widget. */
 class History {
   #topics = new Map();
+  #last = 0; // when the last frame came
 
   /** Takes in a frame, which tells what has happened `since` the bus was looked at before. */
   add({ since, time, rows }) {
     for (const row of rows) {
       const known = this.#topics.get(row.topic) ?? { events: row.events, time: since, points: [] };
       this.#topics.set(row.topic, known);
-      if (since > known.time) known.points.push([since, 0]); // no frame came meanwhile: nothing had changed
-      if (time > since) known.points.push([time, Math.max(0, row.events - known.events) / (time - since)]);
+      // Frames that came without it say nothing of it; where none came, nothing had changed.
+      const begin = known.time < this.#last ? known.time : since;
+      if (begin > known.time) known.points.push([begin, 0]);
+      if (time > begin) known.points.push([time, Math.max(0, row.events - known.events) / (time - begin)]);
       known.events = row.events;
       known.time = time;
       while (known.points.length > 1 && known.points[1][0] < time - MINUTE) known.points.shift();
@@ -55,6 +58,7 @@ class History {
     for (const [topic, known] of this.#topics) {
       if (known.time < time - MINUTE) this.#topics.delete(topic);
     }
+    this.#last = time;
   }
 
   /** A topic's sparkline, as the points of an SVG polyline. */

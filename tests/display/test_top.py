@@ -370,9 +370,12 @@ class Publisher:
 
     def __init__(self) -> None:
         self.sent: list[tuple[bool, str, str, dict[str, str]]] = []
+        self.updated = threading.Event()
 
     def publish(self, data: Any, metadata: Any, *, transient: Any, update: bool) -> None:
         self.sent.append((update, transient["display_id"], threading.current_thread().name, data))
+        if update:
+            self.updated.set()
 
 
 class Shell:
@@ -400,6 +403,7 @@ class TestNotebook:
         shell.execution_count = 2
         bus.top()
         bus.publish("a.<b")
+        assert shell.display_pub.updated.wait(PATIENCE)
         bus.close()
         assert [update for update, *_ in sent][:2] == [False, False]
         assert {(update, thread) for update, _, thread, _ in sent[2:]} == {(True, "rxbus-top")}
