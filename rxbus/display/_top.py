@@ -269,11 +269,11 @@ def lines(frame: Frame, width: int | None = None) -> list[tuple[str, ...]]:
     table = [HEADINGS, *(cells(row) for row in frame.rows)]
     widths = [min(WIDEST, max(map(len, column))) for column in zip(*table, strict=True)]
     if width is not None:
-        excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
-        for column in sorted(NAMES, key=lambda column: -widths[column]):
-            cut = max(0, min(excess, widths[column] - NARROWEST))
-            widths[column] -= cut
-            excess -= cut
+        first, last = (widths[column] for column in NAMES)
+        room = max(2 * NARROWEST, width - (sum(widths) - first - last) - len(GAP) * (len(widths) - 1))
+        if first + last > room:  # the longer one is cut; both, if they are longer than their half
+            first = min(first, max(room // 2, room - last))
+            widths[NAMES[0]], widths[NAMES[1]] = first, room - first
     return [
         tuple(
             shorten(text, size).ljust(size) if column in NAMES else text.rjust(size)

@@ -473,6 +473,16 @@ class TestTables:
             assert "1.50 ms \ufffd[31" in first
             assert first.rstrip().endswith("\u2026")
 
+    @pytest.mark.parametrize(("topic", "observer"), [(5, 50), (50, 5), (50, 50), (3, 3)])
+    def test_names_share_the_room(self, topic: int, observer: int) -> None:
+        row = Row("t" * topic, 1, 1.0, 1, 0, 0, 1.0, 1.0, "o" * (observer - 3), 1.0)
+        line = _top.lines(Frame((row,), 0), 80)[1]
+        assert (len(_top.GAP.join(line)) == 80) == (topic + observer > 50)
+        assert len(_top.GAP.join(line)) <= 80
+        names = (line[0].rstrip(), line[-1].rstrip())
+        whole = [name for name in names if "\u2026" not in name]
+        assert len(whole) == (0 if topic == observer == 50 else 2 if topic == observer else 1)
+
     def test_failures_stand_out(self) -> None:
         drawn = list(_top.as_segments(Frame((HOSTILE, PLAIN), 0), 80).segments)
         assert [text.strip() for text, style, _ in drawn if style and style.color] == ["4"]
