@@ -248,7 +248,7 @@ def milliseconds(number: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Replaces what could steer a terminal: an observer may have any name."""
+    """Replaces what could steer a terminal, or cannot be encoded: an observer may have any name."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
