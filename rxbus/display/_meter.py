@@ -117,7 +117,8 @@ class Meter:
             self._sample.detach()
 
     def _watch(self, bus: EventBus) -> None:
-        if self._sample is None or self._sample.left <= 0:
+        if self._sample is None or self._sample.is_spent():
+            self.close()
             self._sample = Sample(self._durations)
             try:
                 self._sample.attach(bus)
@@ -164,6 +165,11 @@ class Sample:
         self._tap = SingleAssignmentDisposable()  # it may be disposed of before it has been assigned
         self._begun: dict[int, float] = {}  # by the identity of events, as ids of a Subject's raw events may repeat
         self.left = SAMPLED  # counted without a lock: a few more do no harm
+
+    def is_spent(self) -> bool:
+        """Whether another should go on: it has seen enough, or waits for many publishes that have been given up."""
+        # Not by `left`, which may be refilled in the very moment in which a publish has used it up.
+        return self._tap.is_disposed or len(self._begun) > SAMPLED
 
     def attach(self, bus: EventBus) -> None:
         self._tap.disposable = bus.trace(self)

@@ -191,7 +191,7 @@ class Terminal(Screen):
     _live: ClassVar[RichLive | None] = None
 
     def limit(self) -> int:
-        return max(1, shutil.get_terminal_size().lines - 4)
+        return max(1, shutil.get_terminal_size().lines // max(1, len(self._tables)) - 4)
 
     def show(self, frame: Frame) -> None: ...  # it is there
 

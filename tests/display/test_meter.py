@@ -221,6 +221,26 @@ class TestSampling:
         bus.close()
         assert [observer for _, observer, _ in meter._durations] == ["late"]
 
+    def test_publishes_that_were_given_up_do_not_gather(self, bus: EventBus, meter: Meter) -> None:
+        frame(meter)
+        known = meter._sample
+        assert known is not None
+        frame(meter)
+        assert meter._sample is known  # on a quiet bus, one is enough
+        known._begun.update(dict.fromkeys(range(_meter.SAMPLED + 1), 0.0))
+        frame(meter)
+        assert meter._sample is not known
+        assert bus._hub.tracers is not None
+        assert bus._hub.tracers.all == (meter._sample,)
+
+    def test_one_that_was_refilled_as_it_detached_itself_is_replaced(self, bus: EventBus, meter: Meter) -> None:
+        frame(meter)
+        assert meter._sample is not None
+        meter._sample.detach()
+        meter._sample.left = _meter.SAMPLED
+        frame(meter)
+        assert is_traced(bus)
+
     def test_what_was_not_begun_is_not_measured(self) -> None:
         durations: deque[Duration] = deque()
         Sample(durations).settled(Receipt(Event("a", None, 1, 0.0), 0))
