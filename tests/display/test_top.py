@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+import rich
 from rich.console import Console
 
 from rxbus import BusClosed, EventBus, PublishError
@@ -226,6 +227,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Tty:
     """Has the program run in a terminal; no fixture, as pytest sets the output anew when those have been made."""
     tty = Tty()
     monkeypatch.setattr(sys, "stdout", tty)
+    monkeypatch.setattr(rich, "_console", None)  # rich's own, which remembers what it was made for
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("LINES", "24")
