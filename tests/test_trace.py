@@ -370,6 +370,16 @@ def test_nothing_is_pinned(bus: EventBus) -> None:
     assert seen() is None
 
 
+def test_what_takes_it_off_keeps_no_bus_alive() -> None:
+    bus = EventBus()
+    known, taken = weakref.ref(bus), (bus.trace(Book()), bus.on_close(print))
+    del bus
+    gc.collect()
+    assert known() is None
+    for one in taken:
+        one.dispose()
+
+
 # -- stages
 
 
