@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from time import monotonic
+from math import inf
 from typing import Any
 
 from rxbus._acknowledgement import Acknowledgement
@@ -42,7 +42,7 @@ class Watch:
 
     def look(self) -> bool | None:
         """Looks once; see `Monitor`."""
-        now = monotonic()
+        now = self._engine.time.monotonic()
         news = False
         inside: dict[Here, tuple[Any, Any, Any, float]] = {}
         publishes: dict[int, tuple[Any, str]] = {}
@@ -69,6 +69,10 @@ class Watch:
             if loop.is_closed():
                 self._give_up(owed)
         return news if publishes or self._engine.loops else None
+
+    def due(self) -> float:
+        """When it is to warn next of what it has seen; infinity where there is nothing."""
+        return min((due for _, _, due in self._stalled.values()), default=inf)
 
     def _give_up(self, owed: Acknowledgement) -> None:
         """An event loop has been closed with a coroutine that was not done, or had not begun: nobody else will tell."""

@@ -204,6 +204,7 @@ class Crew:
         self.limit = engine.limit
         self.handoff_after = engine.handoff_after
         self.monitor = engine.monitor
+        self.time = engine.time
         self.waiting = engine.waiting
         self.loops = engine.loops
         self.guards = engine.guards
