@@ -10,6 +10,7 @@ import threading
 from asyncio import AbstractEventLoop
 from contextlib import suppress
 from contextvars import copy_context
+from datetime import UTC, datetime
 from itertools import repeat
 from math import inf
 
@@ -27,6 +28,7 @@ from rxbus._workers import Monitor
 
 MOST = 100_000  # how many actions a publisher without a timeout sees pass until it has waited for ever
 ROUNDS = 10  # of an event loop, before virtual time passes: coroutines that can go on do so first
+LAST = datetime.max.replace(tzinfo=UTC).timestamp()
 LOOK = 0.005  # seconds between two looks at coroutines that wait for what is not virtual
 
 
@@ -103,6 +105,11 @@ class VirtualClock(VirtualTimeScheduler):
             self._look()
         self._clock = max(self.seconds, goal)
 
+    def _expire(self, deadline: float) -> None:
+        """A publisher waits no longer. What lies beyond all dates is for ever, to which time does not go."""
+        if deadline < LAST:
+            self._move(deadline)
+
     def _look(self) -> None:
         for watch in list(self._watches):
             watch.look()
@@ -162,7 +169,7 @@ class VirtualTime:
                 break
         if deadline is None:
             return self._is_another_inside() and bell.wait()
-        self._clock._move(deadline)
+        self._clock._expire(deadline)
         return False
 
     def _is_another_inside(self) -> bool:
@@ -181,7 +188,7 @@ class VirtualTime:
                         await asyncio.wait_for(rung.wait(), LOOK)
                 elif not self._clock.step(inf if deadline is None else deadline):
                     if deadline is not None:
-                        self._clock._move(deadline)
+                        self._clock._expire(deadline)
                         break
                     await rung.wait()
             return rung.is_set()

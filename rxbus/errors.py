@@ -130,8 +130,11 @@ class AcknowledgementTimeout(RxBusError, TimeoutError):
         super().__init__(str(self))  # one argument: more would be taken for a system error's number and file name
 
     def __str__(self) -> str:
-        when = f"within {self.timeout:g} s" if self.timeout < inf else "in all virtual time: nothing is left to happen,"
-        return f"publish to {self.topic!r}: not acknowledged {when} by {', '.join(self.pending)}"
+        names = ", ".join(self.pending)
+        if self.timeout < inf:
+            return f"publish to {self.topic!r}: not acknowledged within {self.timeout:g} s by {names}"
+        why = "in virtual time, which waits for no other thread, nothing is left to happen"
+        return f"publish to {self.topic!r}: never acknowledged by {names}: {why}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AcknowledgementTimeout, (self.topic, self.timeout, self.pending), self.__dict__

@@ -107,10 +107,18 @@ def test_a_timeout_strikes_without_waiting(bus: EventBus, clock: VirtualClock) -
 def test_what_would_never_come_is_an_error_at_once(bus: EventBus, clock: VirtualClock) -> None:
     bus.subscribe("a", name="forgets").subscribe(lambda event: defer())
     bus.subscribe("a", name="works").subscribe(lambda event: None)
-    with pytest.raises(AcknowledgementTimeout, match="nothing is left to happen, by forgets") as raised:
+    with pytest.raises(AcknowledgementTimeout, match="never acknowledged by forgets: in virtual time") as raised:
         bus.publish("a")
     assert (raised.value.pending, raised.value.timeout, clock.seconds) == (("forgets",), inf, 0.0)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+@pytest.mark.parametrize("timeout", [1e12, 1e300, inf])
+def test_a_timeout_beyond_all_dates_is_for_ever(bus: EventBus, clock: VirtualClock, timeout: float) -> None:
+    bus.subscribe("a").subscribe(lambda event: defer())
+    with pytest.raises(AcknowledgementTimeout):
+        bus.publish("a", timeout=timeout)
+    assert clock.seconds == 0.0
 
 
 def test_what_happens_again_and_again_is_no_hope(
