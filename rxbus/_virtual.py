@@ -50,12 +50,14 @@ class VirtualClock(VirtualTimeScheduler):
 
     def __init__(self) -> None:
         super().__init__(0.0)
+        # An RLock, since the garbage collector may run a destructor that publishes or schedules.
+        self._lock = threading.RLock()  # type: ignore[assignment] # pyright: ignore
         self._watches: dict[Watch, None] = {}  # of the schedulers that go by it
 
     @property
     def seconds(self) -> float:
         """What time it is."""
-        return self.to_seconds(self.clock)
+        return self.to_seconds(self._clock)
 
     def advance_to(self, time: typing.AbsoluteTime) -> None:
         """Lets time pass up to a point, and does all that is due until then. It may be called by what is done.
@@ -75,8 +77,9 @@ class VirtualClock(VirtualTimeScheduler):
         self.advance_to(self.seconds + self.to_seconds(time))
 
     def start(self) -> None:
-        """Lets time pass until nothing is to be done any more."""
-        while self.step():
+        """Lets time pass until nothing is to be done any more, or `stop` is called by what is done."""
+        self._is_enabled = True
+        while self._is_enabled and self.step():
             pass
 
     def step(self, goal: float = inf) -> bool:
@@ -140,7 +143,7 @@ class VirtualTime:
     def __init__(self, clock: VirtualClock, loops: dict[Acknowledgement, AbstractEventLoop]) -> None:
         self._clock = clock
         self._loops = loops
-        self.lock = threading.RLock()  # nothing is guarded: all is done on one thread
+        self.lock = clock._lock
         self._timers: dict[Timed, tuple[float, Job, Job | None]] = {}  # what is to be called when, and what if not
         self._forgotten: dict[Timed, tuple[float, Job, Job | None]] = {}  # calls that will not be made
         self._awaiting: dict[asyncio.Event, object] = {}  # for what coroutines wait in publishes, and theirs

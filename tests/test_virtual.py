@@ -25,6 +25,7 @@ from rxbus import (
     EventBus,
     InvalidArgument,
     PublishError,
+    RxBusError,
     VirtualClock,
     _virtual,
     defer,
@@ -227,6 +228,33 @@ def test_step_by_step(clock: VirtualClock) -> None:
     clock.start()
     assert (seen, clock.seconds) == ([1.0, 2.0, 2.0], 2.0)
     assert not clock.step()
+
+
+def test_what_goes_on_for_ever_can_be_stopped(clock: VirtualClock) -> None:
+    seen: list[float] = []
+    rx.interval(1.0, scheduler=clock).subscribe(lambda n: clock.stop() if n == 4 else seen.append(clock.seconds))
+    clock.start()
+    assert seen == [1.0, 2.0, 3.0, 4.0]
+    clock.advance_by(2.0)
+    assert seen == [1.0, 2.0, 3.0, 4.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("way", ["publish", "wait", "schedule"])
+def test_a_destructor_may_strike_the_clock(bus: EventBus, clock: VirtualClock, way: str) -> None:
+    """As a garbage collection in the midst of it would have it."""
+    seen: list[Event[Any]] = []
+    bus.subscribe("a").subscribe(seen.append)
+    bus.subscribe("late").pipe(ops.delay(1.0, scheduler=bus.scheduler)).subscribe(seen.append)
+    with clock._lock:
+        if way == "publish":
+            bus.publish("a")
+        elif way == "wait":
+            with pytest.raises(RxBusError, match="destructor"):
+                bus.publish("late")
+        else:
+            clock.schedule_relative(1.0, lambda *_: bus.publish("a") and None)
+    clock.start()
+    assert len(seen) == 1
 
 
 def test_what_was_disposed_of_is_not_waited_for(bus: EventBus, clock: VirtualClock) -> None:
