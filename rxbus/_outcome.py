@@ -37,18 +37,16 @@ def outcome(topic: str, event: Any, fan: FanOut, count: int, in_time: bool, time
     for error in failures:
         if not isinstance(error, Exception):
             raise _noting(error, [other for other in failures if other is not error])
-    late = [] if in_time else [feed for _, feed in pending((fan,) if fan.root is not None else tuple(wait.fans))]
-    if not in_time and (timeout is not None or not _is_held_up_by(late, fan)):
+    if not in_time:
+        late = [feed for _, feed in pending((fan,) if fan.root is not None else tuple(wait.fans))]
         names = [feed.name for feed in late] + (_inside(fan) if fan.root is None else [])
-        raise _noting(AcknowledgementTimeout(topic, _for(timeout), tuple(dict.fromkeys(names))), failures)
+        given = inf if timeout is None else timeout  # without one, it is virtual time, and they never would
+        if given < inf or not _is_held_up_by(late, fan):
+            raise _noting(AcknowledgementTimeout(topic, given, tuple(dict.fromkeys(names))), failures)
     if failures:
         errors = [error for error in failures if isinstance(error, Exception)]
         raise PublishError(f"publish to {topic!r}: {len(errors)} failed", errors, receipt)
     return receipt
-
-
-def _for(timeout: float | None) -> float:
-    return inf if timeout is None else timeout
 
 
 def _is_held_up_by(late: list[Feed], fan: FanOut) -> bool:
@@ -56,7 +54,8 @@ def _is_held_up_by(late: list[Feed], fan: FanOut) -> bool:
 
     That can be in virtual time only. The handler gets the event when it has returned, which it cannot before this does.
     """
-    return fan.root is None and any(feed.lane in waiting_with(local.here)[0] for feed in late)
+    below, _ = waiting_with(local.here)
+    return fan.root is None and any(feed.lane in below for feed in late)
 
 
 def _noting(error: BaseException, failures: list[BaseException]) -> BaseException:
