@@ -232,6 +232,14 @@ class TestCheck:
         what = "- a failure that nobody looked at: what follows a buffer failed: in writer, on topic 'a'"
         assert told == ([] if allow else ["left behind:", f"{what}: ValueError('cannot take 1')"])
 
+    @pytest.mark.rxbus_allow("failures")
+    def test_a_few_of_many(self) -> None:
+        with pytest.raises(Leftovers) as raised, Check():
+            for n in range(40):
+                logging.getLogger("rxbus").error("failure %s", n // 2)
+        lines = [f"- a failure that nobody looked at: failure {n} (2 times)" for n in range(10)]
+        assert str(raised.value).splitlines() == ["left behind:", *lines, "- and 10 more"]
+
     @pytest.mark.parametrize("allow", [(), ("pending",)])
     def test_deliveries_left_pending(self, allow: tuple[Any, ...]) -> None:
         told = ""

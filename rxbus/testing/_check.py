@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -12,6 +13,7 @@ from typing import Literal, get_args
 from rxbus import BlockingScheduler, EventBus, InvalidArgument, VirtualClock
 from rxbus.testing._expect import Failures, tell
 
+MOST = 10  # how much a message tells
 MOMENT = 2.0  # seconds in which what still runs may come to its end
 
 Allowed = Literal["failures", "pending", "threads"]
@@ -83,9 +85,11 @@ class Check:
             self.forgive()
         self._look_for_threads()
         self._look_for_failures()
-        left = [f"- {what}" for kind, what in self._found if kind not in self._allowed]
+        left = Counter(what for kind, what in self._found if kind not in self._allowed)
         if left:
-            raise Leftovers("\n".join(("left behind:", *left)))
+            told = [f"- {what}" + (f" ({count} times)" if count > 1 else "") for what, count in left.items()]
+            more = [f"- and {len(told) - MOST} more"] if len(told) > MOST else []
+            raise Leftovers("\n".join(("left behind:", *told[:MOST], *more)))
 
     def _look_at(self, bus: EventBus) -> None:
         quiet = bus.scheduler.join(MOMENT)
