@@ -313,11 +313,8 @@ class Log:
             if self.loops:
                 _check_loops(self.name, feeds, loop, parent)
             id = next(hub.ids)
-            event = (
-                payload
-                if raw
-                else Event(self.name, payload, id, hub.time(), None if origin is None else _cause(origin))
-            )
+            cause = None if origin is None else _cause(origin)
+            event = payload if raw else Event(self.name, payload, id, hub.time(), cause)
             self.published += 1
             fan = FanOut(self, event, id, feeds, iter(feeds) if GIL else _Once(feeds), None, copy_context(), loop)
             if origin is not None:
