@@ -50,7 +50,7 @@ def rxbus_check(request: pytest.FixtureRequest) -> Iterator[Check]:
         plugins.register(_Reports(), "rxbus-reports")
     allowed = [what for marker in request.node.iter_markers("rxbus_allow") for what in marker.args]
     try:
-        with Check(*allowed) as check:
+        with Check(allowed) as check:
             yield check
             if request.node.stash.get(_failed, False):
                 check.forgive()

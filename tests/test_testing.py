@@ -224,7 +224,7 @@ class TestCheck:
     def test_a_failure_that_nobody_looked_at(self, allow: tuple[Any, ...]) -> None:
         told = []
         try:
-            with Check(*allow) as check, check.bus() as bus:
+            with Check(allow) as check, check.bus() as bus:
                 bus.subscribe("a", name="writer").only_payload().pipe(buffered(3)).subscribe(fail)
                 bus.publish("a", 1)
         except Leftovers as leftovers:
@@ -244,7 +244,7 @@ class TestCheck:
     def test_deliveries_left_pending(self, allow: tuple[Any, ...]) -> None:
         told = ""
         try:
-            with Check(*allow) as check, check.bus(BlockingScheduler(max_workers=0, clock=VirtualClock())) as bus:
+            with Check(allow) as check, check.bus(BlockingScheduler(max_workers=0, clock=VirtualClock())) as bus:
                 bus.subscribe("a").subscribe(lambda event: defer())
                 for _ in range(2):
                     with pytest.raises(TimeoutError):
@@ -274,7 +274,7 @@ class TestCheck:
         monkeypatch.setattr(_check, "MOMENT", 0.01)
         scheduler, ran, told = BlockingScheduler(), threading.Event(), ""
         try:
-            with Check(*allow):
+            with Check(allow):
                 scheduler.schedule(lambda *_: ran.set())
                 assert ran.wait(PATIENCE)
         except Leftovers as leftovers:
@@ -301,7 +301,7 @@ class TestCheck:
 
     def test_what_can_be_allowed(self) -> None:
         with pytest.raises(InvalidArgument, match="failures, pending, threads, not 'treads'"):
-            Check("treads")  # type: ignore[arg-type]
+            Check(["treads"])  # type: ignore[arg-type]
 
 
 class TestVirtualBus:

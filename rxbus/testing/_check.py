@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
@@ -14,7 +14,7 @@ from rxbus import BlockingScheduler, EventBus, InvalidArgument, VirtualClock
 from rxbus.testing._expect import Failures, tell
 
 MOST = 10  # how much a message tells
-MOMENT = 2.0  # seconds in which what still runs may come to its end
+MOMENT = 5.0  # seconds in which what still runs may come to its end
 
 Allowed = Literal["failures", "pending", "threads"]
 
@@ -36,8 +36,8 @@ class Check:
       there on level ERROR and above, of whatever bus, while the block runs. Should that be switched off when the block
       ends, nobody could know, and the check fails.
     - deliveries *pending* on a bus of `check.bus()`: deferred and not acknowledged, in a coroutine that is not done, in
-      a handler that still runs. What runs on workers may end within two seconds.
-    - *threads* of rxbus that have come since the block began and still run, two seconds after it has ended and its own
+      a handler that still runs. What runs on workers may end within five seconds.
+    - *threads* of rxbus that have come since the block began and still run, five seconds after it has ended and its own
       buses have been closed: a bus or a scheduler has not been closed.
 
     An exception that leaves the block goes before all that.
@@ -51,7 +51,8 @@ class Check:
         Leftovers: At the end of the block: something is left behind.
     """
 
-    def __init__(self, *allow: Allowed) -> None:
+    def __init__(self, allow: Iterable[Allowed] = ()) -> None:
+        allow = list(allow)
         unknown = [what for what in allow if what not in get_args(Allowed)]
         if unknown:
             raise InvalidArgument(f"what can be allowed is {', '.join(get_args(Allowed))}, not {unknown[0]!r}")
@@ -131,7 +132,7 @@ def _is_ours(thread: threading.Thread) -> bool:
 
 
 @contextmanager
-def virtual_bus(*allow: Allowed, stall_after: float = 5.0) -> Iterator[tuple[EventBus, VirtualClock]]:
+def virtual_bus(*, allow: Iterable[Allowed] = (), stall_after: float = 5.0) -> Iterator[tuple[EventBus, VirtualClock]]:
     """Makes a bus in virtual time, and its clock: `with virtual_bus() as (bus, clock):`.
 
     Nothing waits, all runs on the calling thread, and is the same each time; see `VirtualClock`. It is checked as the
@@ -146,5 +147,5 @@ def virtual_bus(*allow: Allowed, stall_after: float = 5.0) -> Iterator[tuple[Eve
     """
     clock = VirtualClock()
     scheduler = BlockingScheduler(max_workers=0, stall_after=stall_after, clock=clock)
-    with Check(*allow) as check, check.bus(scheduler) as bus:
+    with Check(allow) as check, check.bus(scheduler) as bus:
         yield bus, clock
