@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -30,7 +31,8 @@ from rxbus import (
     _virtual,
     defer,
 )
-from rxbus.operators import buffered, tap
+from rxbus.operators import buffered, observe_on, tap
+from rxbus.testing import virtual_bus
 
 PATIENCE = 10.0
 DAY = 86_400.0
@@ -376,6 +378,50 @@ def test_two_runs_are_the_same() -> None:
     first = run()
     assert first == run()
     assert len(first) >= 30
+
+
+def run_at_random(seed: int) -> list[tuple[int, int]]:
+    """Observers that publish to each other, defer, delay, buffer and take their time; gives who got what, in order."""
+    choose, seen = random.Random(seed), []
+    with virtual_bus() as (bus, clock):
+
+        def publish(event: Event[int]) -> None:
+            if event.payload > 0:
+                bus.publish(choose.choice("abcd"), event.payload - 1)
+
+        def attach(number: int) -> None:
+            seconds = choose.random()
+            acts: list[Callable[[Event[int]], object]] = [
+                publish,
+                lambda event: clock.advance_by(seconds),
+                lambda event: clock.schedule_relative(seconds, lambda *_: publish(event)),
+                ack_after(clock, seconds),
+            ]
+            chains: list[Any] = [
+                ops.do_action(),
+                observe_on(clock),
+                ops.delay(seconds, scheduler=bus.scheduler),
+                ops.delay(seconds, scheduler=clock),
+                buffered(500),
+            ]
+            chain = choose.choice(chains)
+            act = choose.choice(acts if chain in chains[:3] else acts[:3])  # behind the others nobody waits
+            take_in = bus.subscribe(choose.choice("abcd")).pipe(chain)
+            take_in.subscribe(lambda event: (seen.append((number, event.id)), act(event)))
+
+        for number in range(5):
+            attach(number)
+        for _ in range(5):
+            bus.publish(choose.choice("abcd"), 3)
+        clock.start()
+        assert bus.statistics().pending == 0
+    assert len(seen) == len(set(seen)), "twice"
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_is_the_same_each_time(seed: int) -> None:
+    assert run_at_random(seed) == run_at_random(seed)
 
 
 class TestAsync:
