@@ -543,7 +543,7 @@ def test_closing_the_last_bus_leaves_the_timers_of_one_that_is_made_just_then(
                 delayed = buses[1].subscribe("a").pipe(ops.delay(0.05, scheduler=scheduler))
                 delayed.subscribe(seen.append)
                 publishing.append(spawn(buses[1].publish, "a"))
-                while not scheduler._clock._queue:
+                while not scheduler.time._queue:
                     pass
 
     scheduler._lock = Lock()  # type: ignore[assignment]
