@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from time import monotonic
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,7 +61,7 @@ class Watch:
 
     def look(self) -> bool | None:
         """Looks once; see `Monitor`."""
-        now = monotonic()
+        now = self._engine.time.monotonic()
         news = False
         inside: dict[Here, Stand] = {}
         publishes: dict[int, tuple[Any, str]] = {}
@@ -104,6 +104,10 @@ class Watch:
                 return False
         stand.slow = here.feed is stand.feed and here.event is stand.event  # it could go on while it was asked about
         return stand.slow
+
+    def due(self) -> float:
+        """When it is to warn next of what it has seen; infinity where there is nothing."""
+        return min((due for _, _, due in self._stalled.values()), default=inf)
 
     def _give_up(self, owed: Acknowledgement) -> None:
         """An event loop has been closed with a coroutine that was not done, or had not begun: nobody else will tell."""

@@ -351,6 +351,7 @@ def test_a_bus_that_was_closed_before() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), SystemExit("mine")])
+@pytest.mark.rxbus_allow("failures")
 def test_subscribers_that_raise_do_not_keep_it_from_ending(error: BaseException) -> None:
     started = threading.Event()
     pipeline = Pipeline([until_killed(started)])

@@ -437,6 +437,7 @@ def test_an_update_of_unknown_status_is_the_steps_error(make: Make, status: Any)
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), SystemExit("mine"), KeyboardInterrupt("mine")])
+@pytest.mark.rxbus_allow("failures")
 def test_subscribers_that_raise_are_logged_and_reach_nobody(
     make: Make, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
@@ -462,6 +463,7 @@ def test_subscribers_that_raise_are_logged_and_reach_nobody(
         assert topic in caplog.text
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_subscribers_that_raise_while_updates_are_sampled(make: Make) -> None:
     told = threading.Event()
 

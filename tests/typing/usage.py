@@ -27,6 +27,7 @@ from rxbus import (
 )
 from rxbus.operators import buffered, map_async, observe_on
 from rxbus.recording import Cause, Recording, Replay
+from rxbus.testing import assert_marbles, expect, virtual_bus
 
 PRICES = Topic("prices.eur", float)
 ANYTHING = Topic("anything")
@@ -125,6 +126,17 @@ async def on_a_loop(bus: EventBus) -> None:
     assert_type(await bus.publish_async(PRICES, 1.0), Receipt)
     async for event in bus.subscribe(PRICES):
         assert_type(event, Event[float])
+
+
+def testing() -> None:
+    with virtual_bus() as (bus, clock):
+        with expect(bus, PRICES, lambda event: event.payload > 1.0) as found:
+            bus.publish(PRICES, 1.5)
+        assert_type(found.event, Event[float])
+        assert_type(expect(bus, "prices.*"), expect[Any])
+        assert_marbles(found.events, "a", {"a": 1.5}, topic=PRICES, unit=1.0)
+        bus.subscribe(PRICES).debounce(1.0, scheduler=clock).subscribe(print)
+        assert_type(clock.seconds, float)
 
 
 if __name__ == "__main__":
