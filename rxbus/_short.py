@@ -135,7 +135,7 @@ _Parts = tuple[str, Iterable[Any], str]
 
 
 def _string(value: Any, room: int) -> _Parts:
-    kind = next(kind for kind in (str, bytes, bytearray) if isinstance(value, kind))
+    kind: Any = next(kind for kind in (str, bytes, bytearray) if isinstance(value, kind))
     return "", [_Literal(kind.__repr__(kind.__getitem__(value, slice(room))))], ""
 
 
