@@ -5,11 +5,11 @@ A wing is imported when it is asked for, and only here; the core works without a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rxbus._bus import EventBus
-    from rxbus.display import Monitor, Top
+    from rxbus.display import Marbles, Monitor, Top
     from rxbus.recording import Recording
 
 
@@ -28,6 +28,12 @@ def record(bus: EventBus, pattern: str, maxlen: int) -> Recording:
     from rxbus.recording import Recording
 
     return Recording(bus, pattern, maxlen)
+
+
+def marbles(recording: Recording, **options: Any) -> Marbles:
+    from rxbus.display import marbles
+
+    return marbles(recording, **options)
 
 
 def top(bus: EventBus) -> Top:
