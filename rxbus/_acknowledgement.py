@@ -93,16 +93,22 @@ class Delivery:
         self.ended = False
         self.span: Span | None = None  # where it is traced
 
-    def enter(self, claim: Claim | None = None) -> None:
-        """Puts it on its lane's list; who has claimed it waits for it, unless the lane is busy with earlier ones."""
+    def enter(self, claim: Claim | None = None) -> bool:
+        """Puts it on its lane's list; who has claimed it waits for it, unless the lane is busy with earlier ones.
+
+        False where it must not be made: it has been refused.
+        """
         with ledger:
+            if self.fan.lapsed is not None and self.feed in self.fan.lapsed:
+                return False
             deliveries = self.feed.lane.deliveries
             if claim is not None and claim.owed and not deliveries:
                 claim.owed = False
                 self.wait = claim.wait
             deliveries[self] = None
+            return True
 
-    def enter_own(self) -> None:
+    def enter_own(self) -> bool:
         """As `enter`, on its publisher's thread, or one that works for the same event: one that is nested waits for it.
 
         Unless its round is over: it may have returned, having left the observer busy.
@@ -110,11 +116,14 @@ class Delivery:
         nested = self.fan.root is not None and self.fan.missing < 0
         wait = self.fan.waiting() if nested else None
         with ledger:
+            if self.fan.lapsed is not None and self.feed in self.fan.lapsed:
+                return False
             deliveries = self.feed.lane.deliveries
             if wait is not None and self.wait is None and not deliveries:
                 self.wait = wait
                 wait.count += 1
             deliveries[self] = None
+            return True
 
     def keep_open(self, by: Acknowledgement) -> None:
         """Keeps it open for one more."""

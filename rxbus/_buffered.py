@@ -147,11 +147,10 @@ class Buffer:
         here = local.here
         if ledger._is_owned():  # type: ignore[attr-defined] # pyright: ignore
             raise Reentered  # the order of the two locks is the other one
-        if here.feed is not None:
-            self.use(here.feed.lane.engine)
         source = here.origin or (None if here.feed is None else current_fan_out(here))
         origin = None
         if source is not None:
+            self.use(source.log.hub.engine)
             origin = Origin(source.log, source.event, source.id, source.trail, source.chain, self)
         item = _Item(call, origin, copy_context(), counts)
         if self._enter(item) or (self._overflow == "block" and self._wait_and_enter(item, here)):

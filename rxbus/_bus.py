@@ -16,11 +16,11 @@ from rxbus import _wings
 from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, waiting_with
 from rxbus._closing import complete_all
 from rxbus._coroutines import check_handler
-from rxbus._delivery import publish
+from rxbus._delivery import is_holding, publish
 from rxbus._delivery_async import publish_async
 from rxbus._event import Event, Topic, name_of
 from rxbus._fan_out import ledger, logger
-from rxbus._here import Here, local, places
+from rxbus._here import Here, Reentered, local, places
 from rxbus._log import Hub
 from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler, schedulers
@@ -302,10 +302,14 @@ class EventBus(Tapped):
         handed on; what is deferred counts as given. A second call does nothing. An interrupted call can be repeated.
 
         Raises:
-            RxBusError: Called inside a handler or a scheduled action that it would wait for.
+            RxBusError: Called inside a handler or a scheduled action that it would wait for, or by a destructor or
+                signal handler that has struck its thread in the midst of the bus's own work.
         """
         if self._would_wait_for_itself():
             raise RxBusError("close() inside a handler would wait for that handler: call it from outside")
+        own = self._closed or self._close_lock._is_owned()  # type: ignore[attr-defined] # pyright: ignore
+        if not own and is_holding(local.here, self._hub):
+            raise Reentered
         with self._close_lock:
             if self._closed or self._in_close:  # a signal handler's, in the midst of it
                 return

@@ -50,6 +50,8 @@ class Clock:
         self._disposed = 0  # how many of those in the queue have been, at most
         self._worker: Worker | None = None  # whose thread it is; another's ends
         self._lent: dict[Worker, None] = {}  # those that run user code; each takes itself off
+        self._ended: dict[Worker, None] = {}  # those that are to be joined
+        self._forgotten: dict[Timer, None] = {}  # calls that will not be made, and are not said to be lost yet
 
     def call_after(self, seconds: float, call: Job, lost: Job | None = None) -> Timer:
         """Makes a call in so many seconds.
@@ -90,17 +92,30 @@ class Clock:
 
     def close(self) -> None:
         """Forgets all calls, and ends the threads; `call_after` starts another."""
+        self.shut()
+        self.finish()
+
+    def shut(self) -> None:
+        """Forgets all calls that there are now, and has the threads end; `finish` does the rest."""
         with self.lock:
-            forgotten, self._queue = self._queue, []
-            workers = [*self._lent, *([self._worker] if self._worker is not None else [])]
+            self._ended |= self._lent
+            if self._worker is not None:
+                self._ended[self._worker] = None
+                self._worker.bell.ring()
             self._worker = None
-        for worker in workers:
-            worker.bell.ring()
+            self._forgotten |= {timer: None for _, _, timer in self._queue}
+            self._queue = []
+
+    def finish(self) -> None:
+        """Waits until the threads have ended that were to end, and says which calls are lost. Can be made again."""
+        for worker in list(self._ended):
             if worker.thread is not threading.current_thread():
                 worker.thread.join()
-        for _, _, timer in forgotten:
+            self._ended.pop(worker, None)
+        for timer in list(self._forgotten):
             if (lost := timer.lost) is not None:
                 lost()
+            self._forgotten.pop(timer, None)
 
     def _start(self) -> bool:
         """Starts the thread, under the lock; False where the system has none left."""

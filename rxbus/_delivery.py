@@ -25,7 +25,7 @@ from rxbus._fan_out import FanOut, is_ctrl_c
 from rxbus._handover import hand, hand_over
 from rxbus._here import Here, PutOff, Reentered, local, pass_on_later, run_later
 from rxbus._lane import Entry, Lane, deliver, drop
-from rxbus._log import Log, Retired
+from rxbus._log import Hub, Log, Retired
 from rxbus._observer import Feed
 from rxbus._outcome import nobody, outcome
 
@@ -327,7 +327,7 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
                 engine.monitor.wake()
             if fan.root is None:
                 engine.waiting[fan] = None
-            if wait.count > 0 and _is_holding(here, log):
+            if wait.count > 0 and is_holding(here, log.hub):
                 raise Reentered
             in_time = wait.sleep(deadline)
         finally:
@@ -338,12 +338,12 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
     return outcome(log.name, event, fan, count, in_time, timeout)
 
 
-def _is_holding(here: Here, log: Log) -> bool:
-    """Whether a destructor or signal handler publishes that has struck this thread while it held something of ours.
+def is_holding(here: Here, hub: Hub) -> bool:
+    """Whether a destructor or signal handler is at work that has struck this thread while it held something of ours.
 
-    What is missing might need just that.
+    What that one waits for might need just that.
     """
-    return (here.feed is None and here.holding > 0) or any(guard._is_owned() for guard in log.hub.guards)
+    return (here.feed is None and here.holding > 0) or any(guard._is_owned() for guard in hub.guards)
 
 
 def _take_in(here: Here, feed: Feed, error: BaseException | None) -> FanOut:

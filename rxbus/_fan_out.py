@@ -95,7 +95,7 @@ class FanOut(msgspec.Struct, eq=False):
             feed: It has not begun; see `lapsed`.
         """
         if delivery is not None:
-            if delivery.ended:
+            if delivery.ended or (self.lapsed is not None and delivery.feed in self.lapsed):
                 return False
             delivery.ended = True
         if feed is not None:
@@ -113,14 +113,14 @@ class FanOut(msgspec.Struct, eq=False):
             self.feeds = ()
         return True
 
-    def lapse(self, feed: Feed) -> bool:
-        """Ends a delivery that has not begun, and is not to; False where it has been ended before."""
+    def lapse(self, feed: Feed, begun: bool = True) -> bool:
+        """Ends a delivery that is not to be made; False where it has been ended before, or must not have begun."""
         held = self.contents()
         none: dict[Feed, None] = {}
         with ledger:
             if self.lapsed is None:
                 self.lapsed = none
-            first = self.end(lost=True, feed=feed)
+            first = (begun or feed.cursor.id < self.id) and self.end(lost=True, feed=feed)
         self.ring()
         del held
         return first
@@ -179,10 +179,17 @@ class FanOut(msgspec.Struct, eq=False):
         self.fail(error, feed, self.waiting())
 
     def refuse(self, feed: Feed, error: Exception) -> None:
-        """Ends a delivery as failed, unless it has begun; the lane's turn must be held, or its holder blocked."""
-        if feed.cursor.id < self.id:
-            self.fail(error, feed)
-            self.lapse(feed)
+        """Ends a delivery as failed, unless it has begun: who makes it moves the cursor, then asks `Delivery.enter`."""
+        wait = self.top.waiting()
+        with ledger:
+            wait.count += 1  # its publisher must not leave before it has been told
+        try:
+            if self.lapse(feed, begun=False):
+                self.fail(error, feed)
+        finally:
+            with ledger:
+                wait.count -= 1
+            self.ring()
 
 
 def pending(fans: Iterable[FanOut], deferred: bool = True) -> list[tuple[FanOut, Feed]]:

@@ -228,8 +228,10 @@ class Lane:
         for mail in list(self.inbox):
             entry = mail[0].cursor.next if isinstance(mail, tuple) else None
             while entry is not None and isinstance(mail, tuple) and entry.id <= mail[1]:
-                if entry.fan is not None:
-                    waits[entry.fan.top.waiting()] = None
+                fan = entry.fan
+                # Not for what has lapsed: a publisher that waits for no more would offer it to itself for ever.
+                if fan is not None and mail[0] not in (fan.lapsed or ()):
+                    waits[fan.top.waiting()] = None
                 entry = entry.next
         return waits
 
@@ -301,19 +303,16 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
     feed.cursor = entry  # from here to `try` there is no call, so that an interrupt cannot lose the event
     on_next = feed.on_next  # after the cursor has moved: see Attachment.leave
     try:
-        if on_next is None or (fan.lapsed is not None and feed in fan.lapsed):
-            if on_next is None:
-                drop(feed, entry.id, fan)
+        if on_next is None:
+            drop(feed, entry.id, fan)
             return
+        if not (delivery.enter_own() if own else delivery.enter(claim)):
+            return
+        if not own and here.fan is not None:
+            here.outer.append(here.fan)
         if fan.tracers is not None:
             delivery.span = Span(fan.tracers, event, feed.name, fan.top.waiting())
             delivery.span.begin()
-        if own:
-            delivery.enter_own()
-        else:
-            delivery.enter(claim)
-            if here.fan is not None:
-                here.outer.append(here.fan)
         here.feed, here.event, here.fan, here.delivery, here.origin = feed, event, fan, delivery, None
         try:
             if own or fan.context is None:

@@ -99,6 +99,7 @@ class BlockingScheduler(PeriodicScheduler):
         """A bus begins to use it."""
         with self._lock:
             self._buses[id(bus)] = None
+            self._closing = False
             self._workers.open()
             self.monitor.open()
 
@@ -107,19 +108,30 @@ class BlockingScheduler(PeriodicScheduler):
         with self._lock:
             self._buses.pop(id(bus), None)
             last = not self._buses
+            if last:  # now: what comes from here on is that of a bus which is just being made
+                self._shut()
         if last:
-            self.close()
+            self._finish()
 
     def close(self) -> None:
         """Ends all threads, once they have done what they are doing. They start again when they are needed again.
 
         What is scheduled for later, outside of a delivery, is given up. An interrupted call can be repeated.
         """
+        self._shut()
+        self._finish()
+
+    def _shut(self) -> None:
         self._closing = True
+        self._clock.shut()
+        self._workers.shut()
+        self.monitor.shut()
+
+    def _finish(self) -> None:
         try:
-            self._clock.close()
-            self._workers.close()
-            self.monitor.close()
+            self._clock.finish()
+            self._workers.finish()
+            self.monitor.finish()
         finally:
             self._closing = False
 
@@ -201,10 +213,10 @@ class _Scheduled:
         """Has it run now: on a worker, or by the publisher that waits for it."""
         scheduler, delivery = self._scheduler, self._delivery
         if scheduler.limit is not None and delivery is not None:
-            lane = delivery.feed.lane
+            lane, outermost = delivery.feed.lane, delivery.fan.top.waiting()
             lane.due[self._run] = None
-            offered = (delivery.wait or delivery.fan.top.waiting()).offer(self._run)
-            for wait in lane.awaited():
+            offered = (delivery.wait or outermost).offer(self._run)
+            for wait in (outermost, *lane.awaited()):  # the nested publisher may have gone, late
                 wait.ring()
             if offered and scheduler.limit == 0:
                 return
@@ -214,6 +226,16 @@ class _Scheduled:
             scheduler.submit(self._run)
 
     def _run(self) -> None:
+        here = local.here
+        holding = here.holding
+        try:
+            here.holding += self._held is not None  # the turn of its lane, and nobody else gives that back
+            self._run_once()
+        finally:
+            here.holding = holding
+        run_later(here)
+
+    def _run_once(self) -> None:
         error: BaseException | None = None
         try:
             if not self._right.take():
@@ -230,7 +252,6 @@ class _Scheduled:
         except BaseException:  # interrupted
             self._end(error)
             raise
-        run_later(local.here)
 
     def _end(self, error: BaseException | None) -> None:
         self._place = self._delivery = None

@@ -131,15 +131,29 @@ class Workers:
 
     def close(self) -> None:
         """Ends the threads once they have done what there is; those that are needed later end when they are idle."""
+        self.shut()
+        self.finish()
+
+    def shut(self) -> None:
+        """Lets no worker stay when it is idle."""
         self._closed = True
-        while ending := self._all():  # what they do may start others
+
+    def finish(self) -> None:
+        """Waits until all have ended that are not to stay; no longer where they may `open` again, meanwhile."""
+        while self._closed and (ending := self._all()):  # what they do may start others
             for worker in ending:
                 worker.jobs.put(None)
-                worker.thread.join()
+                self._join(worker)
+
+    def _join(self, worker: Worker) -> None:
+        _wait(lambda: not self._closed or worker not in self._threads, self._joining, None)
+        if worker not in self._threads:
+            worker.thread.join()
 
     def open(self) -> None:
         """Lets idle workers stay, from now on."""
         self._closed = False
+        ring_all(self._joining)
 
     def _all(self) -> list[Worker]:
         with self.lock:  # under which they are started, too: one that has not been cannot be joined
@@ -253,11 +267,11 @@ class Monitor:
     def __init__(self, interval: float, look: Callable[[], bool | None]) -> None:
         self._interval = min(interval, self.SLOWEST)
         self._look = look
-        # Guards _worker, _ending and the changes of asleep. An RLock, since the garbage collector may run a destructor
-        # that publishes.
+        # Guards _worker and the changes of asleep. An RLock, since the garbage collector may run a destructor that
+        # publishes.
         self.lock = threading.RLock()
-        self._worker: Worker | None = None
-        self._ending = False
+        self._worker: Worker | None = None  # whose thread it is; another's ends
+        self._ended: dict[Worker, None] = {}  # to be joined
         self._closed = False  # it does not stay: a publisher that woke up late has what it needs, and leaves no thread
         self.asleep = True  # it takes a `wake` to have it look soon; read without the lock by every publish
 
@@ -269,7 +283,6 @@ class Monitor:
             if not self.asleep:
                 return
             if self._worker is None:
-                self._ending = False
                 self._worker = Worker(self._run, "rxbus-monitor")
                 self.asleep = False
                 try:
@@ -286,13 +299,25 @@ class Monitor:
 
     def close(self) -> None:
         """Ends its thread; `wake` starts another, which ends as soon as there is nothing to see."""
+        self.shut()
+        self.finish()
+
+    def shut(self) -> None:
+        """Has its thread end, and any that comes later as soon as there is nothing to see."""
         self._closed = True
         with self.lock:
-            worker, self._ending = self._worker, True
-            if worker is not None:
-                worker.bell.ring()
-        if worker is not None and worker.thread is not threading.current_thread():
-            worker.thread.join()
+            if self._worker is not None:
+                self._ended[self._worker] = None
+                self._worker.bell.ring()
+            self._worker = None
+            self.asleep = True
+
+    def finish(self) -> None:
+        """Waits until the threads have ended that were to end."""
+        for worker in list(self._ended):
+            if worker.thread is not threading.current_thread():
+                worker.thread.join()
+            self._ended.pop(worker, None)
 
     def open(self) -> None:
         """Lets its thread stay, from now on."""
@@ -301,36 +326,34 @@ class Monitor:
     def _run(self, worker: Worker) -> None:
         nothing = 0
         pause = self._interval
-        while not self._ending:
+        while self._worker is worker:
             seen = self._look()
             nothing = 0 if seen is not None else nothing + 1
             pause = min(2 * pause, self.SLOWEST) if seen is False else self._interval
             if nothing > self.LINGER:
                 rung = self._doze(worker, 0.0 if self._closed else IDLE_SECONDS)
-                if not rung and self._retire():
-                    return
+                if not rung:
+                    self._retire(worker)
             elif pause > self._interval:
                 if self._doze(worker, pause):
                     pause = self._interval
             else:
                 worker.bell.wait(pause)
-        self._retire()
 
     def _doze(self, worker: Worker, seconds: float) -> bool:
         """Sleeps until woken: True, or for so long: False."""
         with self.lock:
-            self.asleep = True
+            if self._worker is worker:
+                self.asleep = True
         # A publish that began before `asleep` was set did not ring: it must be seen now. One that begins later rings.
         rung = self._look() is True or worker.bell.wait(seconds)
         with self.lock:
             rung = rung or not self.asleep
-            if rung:
+            if rung and self._worker is worker:
                 self.asleep = False
         return rung
 
-    def _retire(self) -> bool:
+    def _retire(self, worker: Worker) -> None:
         with self.lock:
-            if self._ending or self.asleep:
+            if self._worker is worker and self.asleep:
                 self._worker = None
-                self.asleep = True
-            return self._worker is None

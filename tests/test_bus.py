@@ -38,6 +38,7 @@ from rxbus import (
     only_payload,
 )
 from rxbus._fan_out import ledger
+from rxbus._workers import Worker
 from rxbus.operators import buffered, map_async, observe_on
 
 PRICES = Topic("prices.eur", float)
@@ -524,6 +525,37 @@ def test_closing_one_bus_leaves_the_timers_of_another_that_shares_its_scheduler(
     assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
 
 
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+def test_closing_the_last_bus_leaves_the_timers_of_one_that_is_made_just_then(
+    max_workers: int | None, spawn: Callable[..., Future[Any]]
+) -> None:
+    """Made when it has been found out that the bus is the last one, and closes the scheduler."""
+    scheduler = BlockingScheduler(max_workers)
+    one = EventBus(scheduler)
+    buses: list[EventBus] = []
+    publishing: list[Future[Any]] = []
+    seen: list[Any] = []
+
+    class Lock:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None:
+            if not buses:
+                buses.append(one)
+                buses.append(EventBus(scheduler))
+                delayed = buses[1].subscribe("a").pipe(ops.delay(0.05, scheduler=scheduler))
+                delayed.subscribe(seen.append)
+                publishing.append(spawn(buses[1].publish, "a"))
+                while not scheduler._clock._queue:
+                    pass
+
+    scheduler._lock = Lock()  # type: ignore[assignment]
+    spawn(one.close).result(PATIENCE / 2)
+    assert publishing[0].result(PATIENCE).acknowledged == 1
+    assert len(seen) == 1
+    buses[1].close()
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("rxbus-")] == []
+
+
 def test_closing_a_bus_does_not_wait_for_another_that_shares_its_scheduler(spawn: Callable[..., Future[Any]]) -> None:
     scheduler = BlockingScheduler()
     one, two = EventBus(scheduler), EventBus(scheduler)
@@ -744,6 +776,29 @@ def test_close_in_a_signal_handler_in_the_midst_of_close_does_nothing() -> None:
     assert len(calls) == 1
     with pytest.raises(BusClosed):
         bus.publish("a")
+
+
+@pytest.mark.parametrize("module", ["rxbus._workers", "rxbus._clock"])
+def test_close_in_a_signal_handler_in_the_midst_of_starting_a_thread_is_an_error(
+    module: str, spawn: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread would wait for the lock that is held while it is started, and `close` for the thread."""
+    bus = EventBus()
+    told: list[RxBusError] = []
+
+    class Struck(Worker):
+        def start(self) -> bool:
+            started = super().start()
+            with pytest.raises(RxBusError) as refused:
+                bus.close()
+            told.append(refused.value)
+            return started
+
+    bus.subscribe("a").pipe(ops.delay(0.001, scheduler=bus.scheduler)).subscribe()
+    monkeypatch.setattr(f"{module}.Worker", Struck)
+    assert spawn(bus.publish, "a").result(PATIENCE).acknowledged == 1
+    spawn(bus.close).result(PATIENCE)
+    assert told
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

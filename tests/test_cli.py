@@ -23,6 +23,7 @@ from rich.console import Console
 
 import rxbus
 from rxbus import Event, EventBus, Topic, _demo, cli
+from tests.processes import rest_of
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "xterm", "PYTHONUNBUFFERED": ""}
 MISSING = "rxbus: the terminal needs the extra 'cli': install rxbus with it, in a clone by pip install '.[cli]'\n"
@@ -170,7 +171,7 @@ class TestLines:
                         break
                     pids.append(processes.enter_context(running_process(tmp_path, "pipsqueak")))
             demo.terminate()
-            output, errors = demo.communicate(timeout=PATIENCE)
+            output, errors = rest_of(demo)
         report = json.loads(line)
         assert {f"machine.process.started: pipsqueak ({pid})" for pid in pids} & set(report["news"])
         assert by_topic(report)["machine.process.started"]["events"] > 0
@@ -182,7 +183,7 @@ class TestLines:
             report = json.loads(stream(demo.stdout).readline())
             assert time.time() - report["time"] < 3  # it was not held back in a buffer
             demo.send_signal(signal.SIGINT)
-            output, errors = demo.communicate(timeout=PATIENCE)
+            output, errors = rest_of(demo)
         assert (demo.returncode, errors) == (130, "")
         assert list(json.loads(output.splitlines()[-1])) == ["summary"]
 

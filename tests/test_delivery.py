@@ -10,6 +10,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +22,7 @@ from reactivex.subject import Subject
 from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, PublishError, Receipt, _handover, defer
 from rxbus._fan_out import FanOut, Wait
 from rxbus._here import Here, Once, PutOff, local, pass_on_later, places, run_later
-from rxbus._lane import Lane, LockedLane
+from rxbus._lane import COMBINED, Lane, LockedLane
 from rxbus._observer import Feed
 from rxbus.operators import buffered
 
@@ -943,6 +944,75 @@ def test_a_full_pool_that_waits_for_an_observer_serves_it() -> None:
         first.set()
         one.join(PATIENCE)
         assert published.wait(PATIENCE)
+
+
+@pytest.mark.timeout(30)
+def test_a_publisher_that_waits_for_nothing_passes_on_no_mail_to_itself(spawn: Callable[..., Future[Any]]) -> None:
+    """What it waited for has lapsed, what comes before it is another's, and the only worker is busy elsewhere."""
+    inside, go, elsewhere = threading.Event(), threading.Event(), threading.Event()
+    with EventBus(BlockingScheduler(1)) as bus:
+
+        def slow(event: Event[int]) -> None:
+            if event.payload == 1:
+                inside.set()
+                assert go.wait(PATIENCE)
+
+        def part(event: Event[int]) -> None:
+            if event.payload == 3:
+                leaving.dispose()
+                go.set()
+                one.join(PATIENCE)  # it has passed on the mail
+
+        bus.scheduler.schedule(lambda *_: elsewhere.wait(3 * PATIENCE) and None)
+        leaving = bus.subscribe("a").subscribe(slow)
+        bus.subscribe("a").subscribe(part)
+        one = threading.Thread(target=bus.publish, args=("a", 1))
+        one.start()
+        assert inside.wait(PATIENCE)
+        for _ in range(COMBINED + 1):  # more than `one` does for others
+            with pytest.raises(AcknowledgementTimeout):
+                bus.publish("a", 2, timeout=0)
+        assert spawn(bus.publish, "a", 3).result(PATIENCE).acknowledged == 1
+        elsewhere.set()
+
+
+def test_a_delivery_is_refused_or_made_not_both(
+    bus: EventBus, spawn: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins in the very moment in which a buffer refuses it."""
+    inside, go = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def handle(event: Event[int]) -> None:
+        seen.append(event.payload)
+        if event.payload == 1:
+            inside.set()
+            assert go.wait(PATIENCE)
+
+    bus.subscribe("a").subscribe(handle)
+    bus.subscribe("a").subscribe(nothing)
+    publishing = [spawn(bus.publish, "a", 1)]
+    assert inside.wait(PATIENCE)
+    publishing.append(spawn(bus.publish, "a", 2))
+    (attachment, _) = bus._registry.attachments
+    (feed,) = attachment.feeds.values()
+    while not (waiting := [fan for fan in list(bus._scheduler.waiting) if fan.id == 2]):
+        pass
+    fail = FanOut.fail
+
+    def begin_and_fail(self: FanOut, *arguments: Any) -> None:
+        go.set()
+        publishing[0].result(PATIENCE)
+        while not (feed.cursor.id == 2 and getattr(feed.lane, "free", False)):
+            pass
+        fail(self, *arguments)
+
+    monkeypatch.setattr(FanOut, "fail", begin_and_fail)
+    waiting[0].refuse(feed, RuntimeError("refused"))
+    with pytest.raises(PublishError, match="1 failed"):
+        publishing[1].result(PATIENCE)
+    assert seen == [1]
+    assert (bus.statistics().acknowledged, bus.statistics().failed, bus.statistics().pending) == (3, 1, 0)
 
 
 def test_a_right_is_taken_once() -> None:

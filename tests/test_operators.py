@@ -995,6 +995,18 @@ def test_a_chain_of_buffers_flushes_through(bus: EventBus) -> None:
     assert log == [*range(1, 21), "completed"]
 
 
+def test_a_chain_of_buffers_behind_a_merge_is_its_bus_s() -> None:
+    """A merge subscribes to its sources later on, so that buffers hear of their bus only by what comes to them."""
+    with EventBus(BlockingScheduler(0)) as bus:
+        seen: list[tuple[int, threading.Thread]] = []
+        sources = rx.merge(payloads(bus, "a"), payloads(bus, "b"))
+        chain = sources.pipe(buffered(1), buffered(1))
+        chain.subscribe(lambda n: seen.append((n, threading.current_thread())))
+        for n in range(3):
+            bus.publish("a", n)
+        assert seen == [(n, threading.current_thread()) for n in range(3)]
+
+
 def test_what_follows_sees_the_publisher_s_context(bus: EventBus) -> None:
     seen: list[int] = []
     bus.subscribe("a").pipe(buffered(3)).subscribe(lambda _: seen.append(number.get()))

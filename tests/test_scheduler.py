@@ -22,6 +22,7 @@ from reactivex import operators as ops
 from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, InvalidArgument, PublishError, RxBusError
 from rxbus._fan_out import Wait
 from rxbus._here import local, places
+from rxbus._scheduler import _Scheduled
 from rxbus.operators import buffered
 
 PATIENCE = 10.0
@@ -302,6 +303,28 @@ def test_an_action_is_done_by_the_thread_that_waits_for_it_above(max_workers: in
     assert sorted(seen) == ["log.a", "log.a", "log.b", "log.b"]
 
 
+@pytest.mark.timeout(30)
+def test_the_only_worker_does_what_a_nested_publisher_has_left_behind(spawn: Callable[..., Future[Any]]) -> None:
+    """That one was late, and has gone before its action was due."""
+    bus = EventBus(BlockingScheduler(max_workers=1))
+    done = threading.Event()
+
+    def relay(event: Event[None]) -> None:
+        with pytest.raises(AcknowledgementTimeout):
+            bus.publish("late", timeout=0)
+
+    def work(event: Event[None]) -> None:
+        bus.publish("relay")
+        done.set()
+
+    bus.subscribe("late").pipe(ops.delay(SOON, scheduler=bus.scheduler)).subscribe()
+    bus.subscribe("relay").subscribe(relay)
+    bus.subscribe("items").pipe(buffered(1)).subscribe(work)
+    bus.publish("items")
+    assert done.wait(PATIENCE)
+    spawn(bus.close).result(PATIENCE)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("attempt", range(5))  # it need not be asleep yet when the gate opens
 def test_the_only_worker_does_what_joins_its_tree_later(spawn: Callable[..., Future[Any]], attempt: int) -> None:
@@ -372,6 +395,27 @@ def test_closing_in_a_signal_handler_where_the_publisher_waits(max_workers: int 
         signal.signal(signal.SIGUSR1, before)
     bus.close()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("max_workers", [0, 1])
+def test_closing_in_a_signal_handler_that_strikes_an_action_before_it_gives_its_turn_back(
+    max_workers: int, spawn: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    told: list[RxBusError] = []
+    end = _Scheduled._end
+
+    def strike(self: _Scheduled, error: BaseException | None) -> None:
+        with pytest.raises(RxBusError) as refused:
+            bus.close()
+        told.append(refused.value)
+        end(self, error)
+
+    bus.subscribe("a").pipe(ops.observe_on(bus.scheduler)).subscribe()
+    monkeypatch.setattr(_Scheduled, "_end", strike)
+    assert spawn(bus.publish, "a").result(PATIENCE).acknowledged == 1
+    spawn(bus.close).result(PATIENCE)
+    assert told
 
 
 @pytest.mark.timeout(30)

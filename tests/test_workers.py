@@ -163,6 +163,21 @@ def test_workers_come_again_after_close(workers: Workers) -> None:
     assert run(workers) is last  # idle workers are kept again
 
 
+def test_close_does_not_wait_for_workers_that_may_stay_again(
+    workers: Workers, spawn: Callable[..., Future[Any]]
+) -> None:
+    job = Job()
+    workers.submit(job)
+    closing = spawn(workers.close)
+    while not workers._closed:
+        pass
+    workers.open()
+    closing.result(PATIENCE / 2)
+    finish(job)
+    workers.join()
+    assert run(workers) is job.thread
+
+
 def test_a_worker_that_is_idle_for_long_ends_by_itself(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
     thread = run(workers)

@@ -9,11 +9,18 @@ from math import ceil, isnan
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rxbus import Event
+from rxbus._short import Shortener, clip, plain
+from rxbus.recording import Unencodable
 
 if TYPE_CHECKING:
     from rxbus.recording import Passage, Recording
 
 _Timed = TypeVar("_Timed", "Event[Any]", "Passage")
+
+
+def label(value: object, short: Shortener, limit: int) -> str:
+    """What to write of a payload: its repr, shortened; also of one that only its repr was saved of."""
+    return clip(plain(value.repr), limit) if isinstance(value, Unencodable) else short(value, limit)
 
 
 @dataclass(eq=False)
@@ -40,10 +47,11 @@ class Lane:
     failed: list[int] = field(default_factory=list)
     ends: list[tuple[float, Any]] = field(default_factory=list)
 
-    def value(self, index: int) -> object:
-        """The payload, or what has passed."""
+    def label(self, index: int, short: Shortener, limit: int) -> str:
+        """What to write of a payload, or of what has passed."""
         item = self.items[index]
-        return item.payload if isinstance(item, Event) else item.value
+        value = item.payload if isinstance(item, Event) else item.value
+        return label(value, short, limit)
 
 
 @dataclass(slots=True)
@@ -93,15 +101,16 @@ class Timeline:
     """
 
     def __init__(self, recording: Recording, start: float | None, end: float | None, max_lanes: int) -> None:
-        events, passages = recording.events, recording.passages
-        self.dropped, self.pattern = recording.dropped, recording.pattern
+        tape = recording.tape()  # all as it is at one moment
+        events, passages = tape.events, tape.passages
+        self.dropped = tape.dropped
         if start is not None or end is not None:
             first = recording.began + start if start is not None else -float("inf")
             last = recording.began + end if end is not None else float("inf")
             events = [event for event in events if first <= event.time <= last]
             passages = [passage for passage in passages if first <= passage.time <= last]
         self.events = list(events)
-        failures = Counter(one.event for one in recording.deliveries if one.error is not None)
+        failures = Counter(one.event for one in tape.deliveries if one.error is not None)
         topics = _by_topic(events)
         stages = _by_stage(passages, topics)
         self.topic_count, self.stage_count, self.failed = len(topics), len(stages), 0

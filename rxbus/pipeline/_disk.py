@@ -88,15 +88,12 @@ class DiskStore:
                 raise PipelineClosed
             number = self._new_directory(counter)
             path = self._directory(number)
-            build = _Build(path)
             try:
-                write_whole(path / METADATA, msgspec.json.format(metadata, indent=2))
-                write_whole(path / STRUCTURE, msgspec.json.format(msgspec.json.encode(structure), indent=2))
+                _note(counter, number)
+                self._own[number] = _begun(path, structure, metadata)
             except BaseException:  # a full disk, or Ctrl-C: half a build is none
-                build.abandon()
                 shutil.rmtree(path, ignore_errors=True)
                 raise
-            self._own[number] = build
         return number
 
     def numbers(self) -> list[int]:
@@ -187,6 +184,8 @@ class DiskStore:
         for build in builds:
             try:
                 build.finish()
+            except FileNotFoundError:  # another process has removed it, which it may since it has ended
+                pass
             except OSError:
                 logger.exception("the state of %s cannot be written as a whole; its log stays", build.path)
 
@@ -214,11 +213,7 @@ class DiskStore:
             number += 1
             with suppress(FileExistsError):  # something foreign, or half a build, or a process that has no locks
                 self._directory(number).mkdir()
-                break
-        text = b"%d\n" % number
-        os.lseek(counter, 0, os.SEEK_SET)
-        os.ftruncate(counter, os.write(counter, text))
-        return number
+                return number
 
     def _take_away(self, number: int) -> None:
         """Makes a build vanish at once, so that nobody finds half of it, or writes to it."""
@@ -254,10 +249,16 @@ class _Build:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.running = True
+        self._unwritten = False  # it has ended, and its state could not be written as a whole
         self._changing = threading.RLock()  # held while results change, here and on disk; no other is taken under it
         self._results: dict[StepId, bytes] | None = {}  # None: on disk only
         self._alive = locked(path / LOCK)
-        self._log = open_log(path / LOG)
+        try:
+            self._log = open_log(path / LOG)
+        except BaseException:  # too many open files
+            os.close(self._alive)
+            raise
+        self._unlogged: dict[StepId, bytes] = {}  # what has not been, as the disk was full
         self._logged = 0
         self._most = SHORT  # how long the log may grow until it is compacted
 
@@ -276,23 +277,35 @@ class _Build:
             if self._results is None or not self.running:
                 self._put_late(step_id, result)
                 return
-            self._results[step_id] = result
-            self._append(json_of({step_id: result}) + b"\n")
+            self._results[step_id] = self._unlogged[step_id] = result
+            self._append(json_of(self._unlogged) + b"\n")
+            self._unlogged.clear()
             if self._logged > self._most:
                 self._begin_log_anew(self._results)
 
     def finish(self) -> None:
+        """Ends the build. Called again, it tries again to write the state, if that could not be done."""
         with self._changing:
             if not self.running:
+                if self._unwritten:
+                    self._write_whole()
                 return
             self.running = False
             os.close(self._log)
             try:
-                self._compact(self._results or {})
+                self._write_whole()
             finally:
                 unlock(self._alive)
                 with suppress(OSError):
                     (self.path / LOCK).unlink()
+
+    def _write_whole(self) -> None:
+        self._unwritten = False  # first: a shutdown in a signal handler is not to begin it anew
+        try:
+            self._compact(self._results or {})
+        except OSError:
+            self._unwritten = True
+            raise
 
     def abandon(self) -> None:
         """Closes the files and writes nothing. A lock that another process shares stays."""
@@ -341,6 +354,23 @@ class _Build:
     def _compact(self, results: Mapping[StepId, bytes]) -> None:
         compact(self.path, results)
         self._results = None
+
+
+def _note(counter: int, number: int) -> None:
+    """Writes down the number that was handed out last."""
+    os.lseek(counter, 0, os.SEEK_SET)
+    os.ftruncate(counter, os.write(counter, b"%d\n" % number))
+
+
+def _begun(path: Path, structure: Structure, metadata: bytes) -> _Build:
+    build = _Build(path)
+    try:
+        write_whole(path / METADATA, msgspec.json.format(metadata, indent=2))
+        write_whole(path / STRUCTURE, msgspec.json.format(msgspec.json.encode(structure), indent=2))
+    except BaseException:
+        build.abandon()
+        raise
+    return build
 
 
 def _finish_dead(path: Path) -> None:

@@ -74,6 +74,7 @@ class Pipeline:
         self._lock = threading.RLock()  # guards all below; an RLock, as all of a pipeline: see `DiskStore`
         self._builds: dict[Build, Future[PipelineFinished]] = {}  # those that run
         self._closed = False
+        self._runner: object = None  # what starts builds by itself; one at a time
         self._late = False  # builds have outlived the shutdown: the last of them ends the rest
 
     @property
@@ -149,7 +150,8 @@ class Pipeline:
         """Stops the runner, kills all builds, waits for them, and ends what belongs to the pipeline.
 
         It does not wait longer than `shutdown_timeout` for steps that take no notice: the last build to end closes the
-        pipeline's own bus then. A second call waits as the first did. An interrupted call can be repeated.
+        pipeline's own bus then. For handlers of what it tells (`stop-runner`, `received_kill`) it waits however long
+        they take, as every publish does. A second call waits as the first did. An interrupted call can be repeated.
         """
         with self._lock:
             first, self._closed = not self._closed, True

@@ -18,7 +18,17 @@ from rich.tree import Tree
 from rxbus import Event
 from rxbus.errors import RxBusError
 from rxbus.pipeline import topics
-from rxbus.pipeline._results import TIMESTAMPS, Result, Status, StepId, all_must_succeed, is_time, text_of, unified
+from rxbus.pipeline._results import (
+    ALIVE,
+    TIMESTAMPS,
+    Result,
+    Status,
+    StepId,
+    all_must_succeed,
+    is_time,
+    text_of,
+    unified,
+)
 from rxbus.pipeline._structure import StepStructure
 
 LOOKS: dict[str | None, tuple[str, str]] = {  # of a status: a symbol, for those who see no colours, and a colour
@@ -112,7 +122,7 @@ def times_of(results: Iterable[Result]) -> tuple[datetime | None, float | None]:
         begin, end = (result.get(key) for key in TIMESTAMPS)
         if is_time(begin) and is_time(end):
             begins.append(begin)
-            ends.append(datetime.now(UTC) if result.get("status") in (Status.RUNNING, Status.WAITING) else end)
+            ends.append(datetime.now(UTC) if result.get("status") in ALIVE else end)
     if not begins:
         return None, None
     return min(begins), round(max(0.0, (max(ends) - min(begins)).total_seconds()), 3)

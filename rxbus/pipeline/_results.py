@@ -34,6 +34,9 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
+ALIVE = (Status.RUNNING, Status.WAITING)  # what no step ends with
+
+
 def text_of(step_id: StepId) -> str:
     """Writes a step id as text: `2-1`."""
     return "-".join(map(str, step_id))
@@ -130,7 +133,7 @@ def without_life(results: Mapping[StepId, Result]) -> dict[StepId, Result]:
 
 def _without_life(result: Result) -> Result:
     changes: Result = {}
-    if result.get("status") in (Status.RUNNING, Status.WAITING):
+    if result.get("status") in ALIVE:
         changes["status"] = Status.DEAD.value
     if below := outputs_of(result):
         changes["outputs"] = without_life(below)

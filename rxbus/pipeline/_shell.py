@@ -8,8 +8,9 @@ import shlex
 import signal
 import subprocess
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from time import monotonic, sleep
@@ -168,9 +169,9 @@ class _Run:
             return False
         if exited and not (POSIX and _group_is_left(process)):
             return True
-        if monotonic() < self._grace_ends:
+        if monotonic() < self._grace_ends and not (exited and _are_zombies(process.pid)):
             return False
-        _signal(process, force=True)
+        _signal(process, force=True)  # also for one that was forked while it was looked for
         return exited
 
     def _has_exited(self, process: subprocess.Popen[bytes]) -> bool:
@@ -311,7 +312,7 @@ def _signal(process: subprocess.Popen[bytes], *, force: bool) -> None:
 
 
 def _group_is_left(process: subprocess.Popen[bytes]) -> bool:
-    """Whether anybody is in the group; zombies count until they are reaped, which is for init to do."""
+    """Whether anybody is in the group; zombies count until they are reaped, which is for init to do, if it does."""
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:
@@ -319,3 +320,20 @@ def _group_is_left(process: subprocess.Popen[bytes]) -> bool:
     except PermissionError:
         pass  # there is somebody who may not be signalled
     return True
+
+
+def _are_zombies(group: int) -> bool:
+    """Whether all in a process group have ended; False where it cannot be told, as elsewhere than on Linux."""
+    members = list(_members(group))
+    return bool(members) and all(state in "ZX" and threads == "1" for state, *_, threads in members)
+
+
+def _members(group: int) -> Iterator[list[str]]:
+    """Gives what Linux says of each process in a group, from its state up to the number of its threads.
+
+    Both count: where the first of a process's threads has ended before the others, its state is a zombie's.
+    """
+    for path in Path("/proc").glob("[1-9]*"):
+        with suppress(OSError):  # it has gone
+            if os.getpgid(int(path.name)) == group:
+                yield (path / "stat").read_text(errors="replace").rpartition(")")[2].split()[:18]

@@ -31,9 +31,10 @@ logger = logging.getLogger("rxbus.pipeline")
 class State:
     """What is known of builds, those of earlier processes too, where there is a home.
 
-    It takes in every `STEP_RESULT_UPDATED`, and publishes the same payload as `STEP_RESULT_UPDATE_CONSUMED` when it is
-    there to be read. What is read back is what JSON makes of it, from memory too: tuples are lists. Of a result that
-    JSON cannot hold, what it can is kept. Safe to use from several threads, and a home from several processes.
+    It takes in every `STEP_RESULT_UPDATED`, and publishes the same payload as `STEP_RESULT_UPDATE_CONSUMED` when it
+    is there to be read. What is read back is what JSON makes of it, from memory too: tuples are lists. Of a result
+    that JSON cannot hold, what it can is kept. What cannot be written is tried again with what comes next, and by
+    `close`. Safe to use from several threads, and a home from several processes.
 
     Args:
         bus: Where updates come from.

@@ -16,7 +16,7 @@ from rxbus.errors import InvalidArgument
 from rxbus.pipeline import topics
 from rxbus.pipeline._build import Build, Role
 from rxbus.pipeline._kill import KillSwitch
-from rxbus.pipeline._results import Result, Status, StepId, unified
+from rxbus.pipeline._results import ALIVE, Result, Status, StepId, unified
 from rxbus.pipeline._updates import Updates
 
 Args = dict[str, Any]
@@ -181,6 +181,8 @@ def _overlaid(gathered: Result, returned: Any) -> Result:
         return _failed(result, "step did not return any status!")
     if copy["status"] not in list(Status):
         return _failed(result, f"step returned an unknown status: {brief(copy['status'])}")
+    if copy["status"] in ALIVE:
+        return _failed(_waiting(result), f"step returned the status {str(copy['status'])!r}, which is no end")
     return _waiting({**result, "status": Status(copy["status"])})
 
 

@@ -18,8 +18,8 @@ from rxbus import BlockingScheduler, EventBus, InvalidArgument, operators
 from rxbus.display import Marbles, marbles
 from rxbus.display._svg import HUES
 from rxbus.display._text import columns, pixels
-from rxbus.recording import Recording
-from tests.display.recordings import BEGAN, event, failed, made_up, passage, recordings
+from rxbus.recording import Recording, Unencodable
+from tests.display.recordings import event, failed, made_up, passage, recordings
 
 SVG = "{http://www.w3.org/2000/svg}"
 SLACK = 1.5  # coordinates are rounded
@@ -131,6 +131,11 @@ def test_every_event_is_drawn_or_counted(at: list[float], width: int) -> None:
     line = shown.text(100).splitlines()[0].split(" ", 1)[1].removeprefix("a ")
     told = [int(number.replace(",", "")) for number in re.findall(r"\(×([\d,]+)\)", line)]
     assert sum(told) + len(re.findall(r"o|'p'|'…", re.sub(r"\(.*?\)", "", line))) == len(at)
+
+
+def test_what_could_not_be_saved_is_labelled_by_its_repr() -> None:
+    shown = marbles(made_up([event(1, "a", Unencodable("<socket>\n"))]))
+    assert r"<socket>\n" in texts(shown)
 
 
 def test_failed_deliveries_are_marked() -> None:
@@ -292,7 +297,7 @@ def test_a_recording_of_a_bus() -> None:
         numbers.subscribe(lambda number: bus.publish("tens", number * 10))
         for number in range(3):
             bus.publish("numbers", number)
-    shown = marbles(recording)
+    shown = recording.marbles()
+    assert recording.to_svg(width=500) == recording.marbles(width=500).svg
     assert shown.title.startswith("6 events on 2 topics, 1 stage")
-    assert recording.began > BEGAN
     assert [line.split("-")[0].split()[0] for line in str(shown).splitlines()[:3]] == ["numbers", "seen", "tens"]

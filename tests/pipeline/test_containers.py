@@ -432,7 +432,7 @@ def test_junction(make: Make, condition: Step, branch: int) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("status", ["failure", "killed", "unknown", "waiting"])
+@pytest.mark.parametrize("status", ["failure", "killed", "unknown", "dead"])
 def test_the_status_of_a_junction_is_its_branchs(make: Make, status: str) -> None:
     finished = make(junction(ok(), ok(status=status), ok())).run()
     assert finished.outputs[(1,)]["status"] == status

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from rxbus import EventBus
+from rxbus import EventBus, InvalidArgument
 from rxbus.pipeline import (
     Pipeline,
+    PipelineClosed,
     StepContext,
     start_new_run_after_first_step_finished,
     start_one_run_after_another,
@@ -124,6 +125,39 @@ def test_a_runner_may_be_started_again(make: Make, start_runner: Callable[[Pipel
     assert gate.next() == 3
 
 
+@pytest.mark.parametrize("start_runner", RUNNERS)
+def test_runners_are_not_stacked(make: Make, start_runner: Callable[[Pipeline], None]) -> None:
+    """Two would each start a build when theirs has ended, and builds would not follow each other."""
+    gate = Gate()
+    pipeline = make(gate)
+    start_one_run_after_another(pipeline)
+    with pytest.raises(InvalidArgument, match="has a runner already"):
+        start_runner(pipeline)
+    for number in range(1, 4):
+        assert gate.next() == number
+        gate.open()
+    assert gate.next() == 4
+    assert pipeline.state.build_numbers() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("start_runner", RUNNERS)
+def test_a_runner_whose_first_build_cannot_be_made_is_none(
+    make: Make, start_runner: Callable[[Pipeline], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make(ok())
+    observers = pipeline.bus.statistics().observers
+
+    def full(*args: Any) -> int:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.state, "new_build", full)
+        with pytest.raises(OSError, match="no space left"):
+            start_runner(pipeline)
+    assert pipeline.bus.statistics().observers == observers
+    start_runner(pipeline)
+
+
 def test_others_builds_start_none(make: Make) -> None:
     begun: SimpleQueue[int] = SimpleQueue()
 
@@ -199,8 +233,8 @@ def test_a_build_that_cannot_be_made_stops_it(
 ) -> None:
     gate = Gate()
     pipeline = make(gate)
-    ends = ends_of(pipeline, topics.PIPELINE_FINISHED)
     start_runner(pipeline)
+    ends = ends_of(pipeline, topics.PIPELINE_FINISHED)  # after the runner: it is told when that has tried
     gate.next()
 
     def full(*args: Any) -> int:
@@ -210,7 +244,6 @@ def test_a_build_that_cannot_be_made_stops_it(
     with caplog.at_level(logging.ERROR, "rxbus.pipeline"):
         gate.open()
         ends.get(timeout=PATIENCE)
-        stop_runner(pipeline)  # waits for those who hear of the end
     assert "the runner cannot start a build" in caplog.text
 
 
@@ -233,6 +266,7 @@ def test_a_closed_pipeline_is_not_run(make: Make) -> None:
     with EventBus() as bus:
         pipeline = make(ok(), bus=bus)
         pipeline.shutdown()
-        start_one_run_after_another(pipeline)
+        with pytest.raises(PipelineClosed):
+            start_one_run_after_another(pipeline)
         assert bus.statistics().observers == 0
         assert pipeline.state.build_numbers() == []

@@ -406,6 +406,28 @@ def test_the_grace_of_a_silent_child_is_not_spent_spinning(ctx: FakeContext, spa
     assert process_time() - before < _shell.GRACE / 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs an init that does not reap")
+@pytest.mark.parametrize(("left", "status"), [("sleep 1000", "zombies"), ("trap '' TERM; sleep 1000", "alive")])
+def test_the_grace_ends_with_the_last_that_lives_and_not_with_its_reaping(left: str, status: str) -> None:
+    """Programs that are the first in a container are its init, and most do not reap what they have not started."""
+    program = f"""
+import ctypes, threading
+from rxbus.pipeline import Pipeline, _shell, shell, topics
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: it is the init of what it starts
+_shell.GRACE = {PATIENCE * 2 if status == "zombies" else 0.5}
+with Pipeline([shell({f"({left}) & echo begun; sleep 1000; true"!r})], updates_per_second=None) as pipeline:
+    begun = threading.Event()
+    updates = pipeline.bus.subscribe(topics.STEP_RESULT_UPDATED).only_payload()
+    updates.filter(lambda update: "out" in update.step_result).subscribe(lambda update: begun.set())
+    build = pipeline.start()
+    assert begun.wait({PATIENCE})
+    pipeline.kill(1, (1,))
+    print(build.result({PATIENCE}).status)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * PATIENCE)
+    assert (done.stdout, done.stderr) == ("killed\n", "")
+
+
 def test_a_process_that_has_closed_its_output_is_killed(
     ctx: FakeContext, gates: tuple[Gate, Gate], spawn: Spawn
 ) -> None:

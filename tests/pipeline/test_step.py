@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rxbus import EventBus, InvalidArgument
-from rxbus.pipeline import Pipeline, Status, StepContext, chain, either, in_parallel, run, topics
+from rxbus.pipeline import Pipeline, Status, StepContext, chain, either, failed_steps, in_parallel, run, topics
 from tests.pipeline.recording import PATIENCE, Book, Step, ok
 
 Make = Callable[..., Pipeline]
@@ -185,6 +185,19 @@ def test_no_status(make: Make) -> None:
     result = result_of(make, lambda args, ctx: {"a": 1, "out": "said"})
     assert result == {"status": "failure", "a": 1, "out": "said\nstep did not return any status!"}
     assert result_of(make, lambda args, ctx: {})["out"] == "step did not return any status!"
+
+
+@pytest.mark.parametrize("status", ["running", "waiting"])
+@pytest.mark.parametrize("container", [run, in_parallel, chain])
+def test_a_status_that_is_no_end(make: Make, status: str, container: Callable[..., Any]) -> None:
+    """A build that has ended must not hold steps that seem to go on."""
+    pipeline = make(container(lambda args, ctx: {"status": status, "out": "said"}))
+    finished = pipeline.run()
+    assert failed_steps(finished) == [(1, 1)]
+    assert finished.outputs[(1,)]["outputs"][(1, 1)]["status"] == "failure"
+    told = f"said\nstep returned the status {status!r}, which is no end"
+    assert finished.outputs[(1,)]["outputs"][(1, 1)]["out"] == told
+    assert pipeline.state.step_results(1)[(1, 1)]["status"] == "failure"
 
 
 @pytest.mark.parametrize("returned", [None, 3, "success", [("status", "success")], Status.SUCCESS])

@@ -30,6 +30,7 @@ from rxbus.pipeline.topics import (
     PipelineFinished,
     StepResultUpdated,
 )
+from tests.processes import rest_of
 
 PATIENCE = 20.0
 KILLS = 20
@@ -96,7 +97,7 @@ def start(home: Path) -> Iterator[Start]:
     yield start_one
     for process in started:
         process.kill()
-        process.communicate(timeout=PATIENCE)
+        rest_of(process)
 
 
 def update(state: State, number: int, step_id: StepId, **result: Any) -> None:
@@ -115,7 +116,7 @@ def line(process: subprocess.Popen[str]) -> str:
 def kill(process: subprocess.Popen[str]) -> list[str]:
     """Kills a process and gives what it had said by then."""
     process.kill()
-    return process.communicate(timeout=PATIENCE)[0].split("\n")[:-1]  # the last line may be torn
+    return rest_of(process)[0].split("\n")[:-1]  # the last line may be torn
 
 
 def untimed(results: dict[StepId, Result]) -> dict[StepId, Result]:
@@ -208,7 +209,10 @@ def test_a_full_disk_leaves_no_half_line(
     assert open_state().step_results(number)[1,]["count"] == 1
     update(state, number, (1,), status="success", count=4)
     assert seen == [1, 4]
-    assert untimed(open_state().step_results(number)) == {(1,): {"status": "success", "count": 4}}
+    assert untimed(open_state().step_results(number)) == {  # what could not be logged is, with what comes next
+        (1,): {"status": "success", "count": 4},
+        (2,): {"status": "running", "count": 3},
+    }
     finish(state, number)
     assert untimed(open_state().step_results(number)) == {
         (1,): {"status": "success", "count": 4},
@@ -446,6 +450,41 @@ def test_a_build_that_cannot_be_written_is_none(home: Path, open_state: Any, mon
     assert state.new_build(()) == 2
 
 
+@pytest.mark.parametrize("fails", ["write", "open_log"])
+def test_a_build_that_cannot_be_begun_leaves_nothing(
+    home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Not its directory either: without a lock in it nobody could tell that it is not foreign."""
+    state = open_state()
+
+    def fail(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    open_files = len(os.listdir("/dev/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(_disk.os if fails == "write" else _disk, fails, fail)
+        with pytest.raises(OSError, match="No space left"):
+            state.new_build(())
+    assert [path.name for path in home.iterdir()] == ["last-build-number"]
+    assert len(os.listdir("/dev/fd")) == open_files
+
+
+def test_a_state_that_could_not_be_written_is_at_the_shutdown(home: Path, open_state: Any) -> None:
+    state = open_state()
+    number, removed = state.new_build(()), state.new_build(())
+    for one in (number, removed):
+        (home / f"build-{one}" / "build-state.json.tmp").mkdir()
+        update(state, one, (1,), status="success")
+        (home / f"build-{one}" / _files.LOG).write_text("")  # the disk was full
+        finish(state, one)
+    assert untimed(open_state().step_results(number)) == {}
+    (home / f"build-{number}" / "build-state.json.tmp").rmdir()
+    _disk.shutil.rmtree(home / f"build-{removed}")  # by another process
+    state.close()
+    assert untimed(open_state().step_results(number)) == {(1,): {"status": "success"}}
+    assert open_state().build_numbers() == [number]
+
+
 def test_a_number_is_not_used_again(home: Path, open_state: Any) -> None:
     state = open_state()
     numbers = [state.new_build(()) for _ in range(3)]
@@ -644,7 +683,7 @@ def test_numbers_are_unique_among_processes(home: Path, start: Start, open_state
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    made = [int(number) for process in processes for number in process.communicate(timeout=60)[0].split()]
+    made = [int(number) for process in processes for number in rest_of(process, 60)[0].split()]
     assert sorted(made) == list(range(1, 101))
     assert open_state().new_build(()) == 101
 

@@ -45,6 +45,7 @@ from rxbus.pipeline import _terminal as terminal
 from rxbus.pipeline._answers import Listener, NoSocket, sockets
 from rxbus.pipeline._results import without_life
 from rxbus.pipeline._structure import StepStructure
+from tests.processes import rest_of
 
 ROOT = Path(terminal.__file__).parents[2]
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
@@ -191,7 +192,7 @@ class Terminal:
 class TestRun:
     def test_events_as_lines_and_a_summary(self, write: Write) -> None:
         with running("run", write("build", GOOD)) as process:
-            output, errors = process.communicate(timeout=PATIENCE)
+            output, errors = rest_of(process)
         assert (process.returncode, errors) == (0, "printed by a step\n")
         *events, last = lines_in(output)
         updated = "step-result-updated"
@@ -249,7 +250,7 @@ def raw(args, ctx):
     return {"status": "success"}
 """
         with running("run", write("raw", raw)) as process:
-            output, errors = process.communicate(timeout=PATIENCE)
+            output, errors = rest_of(process)
         assert (process.returncode, errors) == (0, "raw\n")
         assert lines_in(output)[-1]["summary"]["status"] == "success"
 
@@ -285,7 +286,7 @@ class TestSignals:
         with running("run", write("in_parallel(long), build", GOOD, LONG)) as process:
             pid = int(re.findall(r"pid (\d+)", line_with(process.stdout, "pid "))[0])
             process.send_signal(number)
-            output, errors = process.communicate(timeout=PATIENCE)
+            output, errors = rest_of(process)
         assert (process.returncode, errors) == (code, "")
         assert not psutil.pid_exists(pid)
         assert lines_in(output)[-1]["summary"]["status"] == "killed"
@@ -296,7 +297,7 @@ class TestSignals:
         with running("run", write("stubborn", STUBBORN, options="shutdown_timeout=0.1")) as process:
             line_with(process.stdout, "step-started")
             process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=PATIENCE)
+            output, errors = rest_of(process)
         assert (process.returncode, "Traceback" in errors) == (130, False)
         assert lines_in(output)[-1]["summary"]["status"] == "dead"
 
@@ -306,7 +307,7 @@ class TestSignals:
             process.send_signal(signal.SIGINT)
             line_with(process.stdout, "received_kill")
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=PATIENCE)
+            _, errors = rest_of(process)
         assert (process.returncode, errors) == (130, "")
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
@@ -317,7 +318,7 @@ class TestSignals:
             process.send_signal(number)
             line_with(process.stdout, "received_kill")
             process.send_signal(number)
-            process.communicate(timeout=PATIENCE)
+            rest_of(process)
         assert process.returncode == code
         with suppress(psutil.NoSuchProcess):  # it has been killed; somebody may still have to take note of that
             psutil.Process(pid).wait(PATIENCE)
@@ -518,7 +519,7 @@ class TestTrigger:
         with running("run", write("wait_for_manual_trigger", options="")) as process:
             told = stream(process.stderr).readline()
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=PATIENCE)
+            rest_of(process)
         told_of, why = told.rstrip().split("; ")
         assert told_of == "wait_for_manual_trigger (1) of build 1 waits for a trigger"
         assert why == "the pipeline has no home, so no other terminal can answer it"
@@ -608,7 +609,7 @@ class TestReading:
         os.close(ours)
         with running("show", built, 1, stdout=theirs) as process:
             os.close(theirs)
-            assert (process.communicate(timeout=PATIENCE)[1], process.returncode) == ("", 1)
+            assert (rest_of(process)[1], process.returncode) == ("", 1)
 
 
 class TestRetrigger:
