@@ -62,18 +62,24 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_char
 times = st.floats(0, 1e10)
 ids = st.integers(0, 2**63 - 1)
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
-text = st.text(st.characters(exclude_categories=["Cs"]))
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 json = st.recursive(
-    st.none() | st.booleans() | numbers | text, lambda inner: st.lists(inner) | st.dictionaries(text, inner)
+    st.none() | st.booleans() | numbers | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
 )
-events = st.lists(st.builds(Event, names, json, ids, times, st.none() | ids), unique_by=lambda event: event.id)
-deliveries = st.lists(st.builds(Delivery, ids, text, times, times, text, st.none() | text))
 kinds = st.sampled_from(["next", "error", "completed"])
-passages = st.lists(st.builds(Passage, text, kinds, json, times, st.none() | ids))
+events = st.builds(Event, names, json, ids, times, st.none() | ids)
+deliveries = st.builds(Delivery, ids, text, times, times, text, st.none() | text)
+passages = st.builds(Passage, text, kinds, json, times, st.none() | ids)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(events, deliveries, passages)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(events, max_size=4, unique_by=lambda event: event.id),
+    st.lists(deliveries, max_size=4),
+    st.lists(passages, max_size=4),
+)
 def test_whatever_json_has_comes_back(
     wound: Wound, tmp_path: Path, events: list[Any], deliveries: list[Any], passages: list[Any]
 ) -> None:
