@@ -474,6 +474,7 @@ def test_a_build_that_cannot_be_begun_leaves_nothing(
     assert len(os.listdir("/dev/fd")) == open_files
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_state_that_could_not_be_written_is_at_the_shutdown(home: Path, open_state: Any) -> None:
     state = open_state()
     number, removed = state.new_build(()), state.new_build(())
