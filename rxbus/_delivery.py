@@ -24,7 +24,7 @@ from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c
 from rxbus._handover import hand, hand_over
 from rxbus._here import Here, PutOff, Reentered, local, pass_on_later, run_later
-from rxbus._lane import Entry, Lane, deliver, drop
+from rxbus._lane import Entry, Lane, check_result, deliver, drop
 from rxbus._log import Hub, Log, Retired
 from rxbus._observer import Feed
 from rxbus._outcome import nobody, outcome
@@ -71,7 +71,8 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
             here.event = event
             called = True
             log.singles += 1
-            on_next(event)
+            if (result := on_next(event)) is not None:
+                check_result(result)
             if here.fan is None:
                 here.feed = here.event = None
                 lane.free = given = True
@@ -250,7 +251,8 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
             held = lane
             here.feed = feed
             try:
-                on_next(event)
+                if (result := on_next(event)) is not None:
+                    check_result(result)
             except BaseException as error:
                 if is_ctrl_c(error):
                     raise

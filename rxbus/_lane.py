@@ -18,6 +18,7 @@ from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
+from types import CoroutineType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -315,10 +316,9 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
             delivery.span.begin()
         here.feed, here.event, here.fan, here.delivery, here.origin = feed, event, fan, delivery, None
         try:
-            if own or fan.context is None:
-                on_next(event)
-            else:
-                fan.context.copy().run(on_next, event)
+            result = on_next(event) if own or fan.context is None else fan.context.copy().run(on_next, event)
+            if result is not None:
+                check_result(result)
         except BaseException as raised:
             error = raised
         delivery.returned(here, error and _told(error, own))
@@ -340,6 +340,17 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
         lane.slow -= 1
     if error is not None and is_ctrl_c(error):
         raise error
+
+
+def check_result(result: object) -> None:
+    """Looks at what a handler has returned: nobody would run a coroutine, which a function around an async one gives.
+
+    Raises:
+        RxBusError: It is one; the delivery has failed.
+    """
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise RxBusError("the handler returned a coroutine, which nobody would run: attach the async function itself")
 
 
 def _catch_up(here: Here, lane: Lane, trail: Trail) -> None:

@@ -278,6 +278,7 @@ class expect_failure(Failures):
         self._rung = threading.Event()
         self._others: list[str] = []
         self.errors: list[BaseException] = []
+        self.messages: list[str] = []  # what was logged with each; other handlers may not have it yet
 
     @property
     def error(self) -> BaseException:
@@ -295,6 +296,7 @@ class expect_failure(Failures):
         if isinstance(error, self._kind) and self._match.search(str(error)):
             self.see(record)
             self.errors.append(error)
+            self.messages.append(record.getMessage())
             self._rung.set()
         else:
             self._others.append(tell(record))
