@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
-from types import FrameType
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rxbus import Event, EventBus, Topic, only_payload
+from rxbus._console import exit_code, noted_signals
 from rxbus.errors import PublishError
 
 T = TypeVar("T")
@@ -323,26 +322,6 @@ def table(rows: list[Row]) -> Table:
     return drawn
 
 
-@contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Notes Ctrl-C and SIGTERM, so that the demo ends between two samples; the second one hits as it always does."""
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        restore()
-
-
 def run(seconds: float | None, as_json: bool) -> int:
     """Runs the demo, for some time or until a signal comes.
 
@@ -367,4 +346,4 @@ def run(seconds: float | None, as_json: bool) -> int:
                 time.sleep(max(0.0, min(now + PERIOD, end) - time.perf_counter()))
                 now = time.perf_counter()
             show(probe.report(news.take()))
-    return 128 + signals[0] if signals else 0
+    return exit_code(signals)

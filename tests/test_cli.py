@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 import rxbus
-from rxbus import Event, EventBus, Topic, _demo, cli
+from rxbus import Event, EventBus, Topic, _console, _demo, cli
 from tests.processes import rest_of
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "xterm", "PYTHONUNBUFFERED": ""}
@@ -249,7 +249,7 @@ class TestRun:
         assert summary["summary"]["published"] == 2
 
     def test_a_second_ctrl_c_hits_at_once(self) -> None:
-        with _demo.noted_signals() as noted:
+        with _console.noted_signals() as noted:
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
