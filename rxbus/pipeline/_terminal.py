@@ -15,7 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rxbus._console import Unusable, is_screen, plain, screen_console, standard_output, tell, told_errors, write_line
+from rxbus._console import (
+    AsJson,
+    Unusable,
+    is_screen,
+    plain,
+    screen_console,
+    standard_output,
+    tell,
+    told_errors,
+    write_line,
+)
 from rxbus.pipeline import _answers
 from rxbus.pipeline._definition import load
 from rxbus.pipeline._disk import DiskStore
@@ -107,7 +117,6 @@ application = typer.Typer(no_args_is_help=True, help="Run build pipelines, answe
 File = Annotated[Path, typer.Argument(metavar="FILE.py", help="A file whose global 'pipeline' is a Pipeline.")]
 Home = Annotated[Path, typer.Argument(metavar="HOME", help="The directory that a pipeline keeps its builds in.")]
 Number = Annotated[int, typer.Argument(metavar="N", help="The number of a build.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, as is done where there is no terminal.")]
 
 
 def print_lines(rows: Iterable[msgspec.Struct]) -> None:
