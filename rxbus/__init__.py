@@ -29,7 +29,7 @@ from importlib.metadata import version
 from rxbus import errors, operators
 from rxbus._acknowledgement import Acknowledgement, Receipt, defer
 from rxbus._bus import EventBus
-from rxbus._event import Event, Topic
+from rxbus._event import Event, Topic, matcher
 from rxbus._scheduler import BlockingScheduler
 from rxbus._statistics import Statistics, TopicStatistics
 from rxbus._topic import Subscription, TopicSubject
@@ -71,6 +71,7 @@ __all__ = [
     "Tracer",
     "defer",
     "errors",
+    "matcher",
     "only_payload",
     "operators",
 ]

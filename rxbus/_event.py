@@ -140,9 +140,14 @@ def is_pattern(name: str) -> bool:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """Makes the test of whether a valid topic name matches a valid pattern."""
+    """Makes the test of whether a topic name, which is valid, matches a pattern.
+
+    Raises:
+        InvalidTopic: It is neither a pattern nor a topic name.
+    """
     tokens = {"*": r"[^.]+", ">": r".+"}
-    expression = re.compile(r"\.".join(tokens.get(token, re.escape(token)) for token in pattern.split(".")))
+    parts = check_pattern(pattern).split(".")
+    expression = re.compile(r"\.".join(tokens.get(token, re.escape(token)) for token in parts))
     return lambda name: expression.fullmatch(name) is not None
 
 

@@ -60,8 +60,8 @@ class Tapped(Shown):
             if cell is not None:
                 cell.forget(tracer)
 
-        if cell is not None:
-            cell.add(tracer, detach)
+        if cell is not None:  # a recording is to know that it has come to its end
+            cell.add(tracer, getattr(tracer, "stop", detach))
         return Disposable(detach)
 
     def cell(self, name: str | None = None) -> Cell:

@@ -5,7 +5,7 @@ A wing is imported when it is asked for, and only here; the core works without a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rxbus._bus import EventBus
@@ -28,6 +28,12 @@ def record(bus: EventBus, pattern: str, maxlen: int) -> Recording:
     from rxbus.recording import Recording
 
     return Recording(bus, pattern, maxlen)
+
+
+def svg(recording: Recording, **options: Any) -> str:
+    from rxbus.display import marbles
+
+    return marbles(recording, **options).svg
 
 
 def top(bus: EventBus) -> Top:

@@ -1,0 +1,256 @@
+"""Recordings as files: JSON lines, the first of which says what the file is and how much it holds.
+
+    {"rxbus":"recording","version":1,"pattern":">","maxlen":100000,"began":…,"ended":…,"dropped":0,"events":2,…}
+    {"type":"event","id":1,"topic":"prices","time":…,"payload":101.5}
+    {"type":"event","id":2,"topic":"sockets","time":…,"cause":1,"repr":"<socket.socket …>"}
+    {"type":"delivery","event":1,"observer":"print","start":…,"end":…,"thread":"MainThread","error":null}
+    {"type":"passage","stage":"mapped","kind":"next","time":…,"event":1,"value":2}
+
+What cannot be written as JSON is marked by the name of its field (`repr`), which no payload can forge.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from math import isfinite
+from operator import attrgetter
+from pathlib import Path
+from time import time
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from rxbus import Event, matcher
+from rxbus.errors import InvalidArgument, InvalidTopic, RxBusError
+from rxbus.recording._records import Delivery, Passage, Tape, Unencodable, safe_repr, writable
+from rxbus.recording._replaced import replaced
+
+VERSION = 1
+_LONGEST_HEADER = 100_000  # bytes: what is no recording may be one endless line
+
+
+class NotARecording(RxBusError, ValueError):
+    """A file that is no recording, or one of a later version of rxbus.
+
+    Attributes:
+        path: The file.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path} is not a recording that can be loaded: {self.reason}"
+
+
+class DamagedRecording(UserWarning):
+    """Warns that a part of a recording could not be loaded."""
+
+
+class _Header(msgspec.Struct):
+    rxbus: Literal["recording"]
+    version: int
+    pattern: str
+    maxlen: Annotated[int, Meta(ge=1)]
+    began: float
+    ended: float
+    dropped: int
+    dropped_passages: int
+    events: int
+    deliveries: int
+    passages: int
+
+
+class _Version(msgspec.Struct):
+    rxbus: Literal["recording"]
+    version: int
+
+
+class _EventLine(msgspec.Struct, tag="event", omit_defaults=True):
+    id: int
+    topic: str
+    time: float
+    cause: int | None = None
+    payload: Any = UNSET
+    repr: str | UnsetType = UNSET
+
+
+class _DeliveryLine(msgspec.Struct, tag="delivery"):
+    event: int
+    observer: str
+    start: float
+    end: float
+    thread: str
+    error: str | None
+
+
+class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True):
+    stage: str
+    kind: Literal["next", "error", "completed"]
+    time: float
+    event: int | None = None
+    value: Any = UNSET
+    repr: str | UnsetType = UNSET
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_EventLine | _DeliveryLine | _PassageLine).decode
+
+
+def save(tape: Tape, path: Path) -> None:
+    """Writes a recording.
+
+    Raises:
+        OSError: It cannot be written; a file that was there is as it was.
+    """
+    with replaced(path) as file:
+        file.writelines(_lines(tape))
+
+
+def load(path: Path, types: dict[str, type]) -> Tape:
+    """Reads a recording, as far as it is whole; warns of what is not.
+
+    Args:
+        path: The file.
+        types: Of payloads, by topic.
+
+    Raises:
+        NotARecording: It is none, or one of a later version.
+        InvalidArgument: A payload is not of its type.
+        OSError: It cannot be read.
+    """
+    events: list[Event[Any]] = []
+    deliveries: list[Delivery] = []
+    passages: list[Passage] = []
+    bad: list[int] = []
+    with path.open("rb") as file:
+        header = _header(path, file.readline(_LONGEST_HEADER))
+        for number, line in enumerate(file, 2):
+            try:
+                one = _decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                bad.append(number)
+                continue
+            if isinstance(one, _EventLine):
+                events.append(_event(one, types, number))
+            elif isinstance(one, _DeliveryLine):
+                deliveries.append(Delivery(one.event, one.observer, one.start, one.end, one.thread, one.error))
+            else:
+                passages.append(Passage(one.stage, one.kind, _value(one.value, one.repr), one.time, one.event))
+    found = {"events": len(events), "deliveries": len(deliveries), "passages": len(passages)}
+    _warn(path, bad, {kind: getattr(header, kind) - count for kind, count in found.items()})
+    events.sort(key=attrgetter("id"))
+    deliveries.sort(key=attrgetter("start"))
+    passages.sort(key=attrgetter("time"))
+    dropped = header.dropped, header.dropped_passages
+    return Tape(header.pattern, header.maxlen, header.began, header.ended, *dropped, events, deliveries, passages)
+
+
+def _header(path: Path, line: bytes) -> _Header:
+    try:
+        version = msgspec.json.decode(line, type=_Version).version
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise NotARecording(str(path), "its first line is not a recording's") from None
+    if version > VERSION:
+        raise NotARecording(str(path), f"its version is {version}, and this rxbus knows those up to {VERSION}")
+    try:
+        header = msgspec.json.decode(line, type=_Header)
+        matcher(header.pattern)
+    except (msgspec.MsgspecError, InvalidTopic) as error:
+        raise NotARecording(str(path), f"its first line is damaged: {error}") from None
+    return header
+
+
+def _event(line: _EventLine, types: dict[str, type], number: int) -> Event[Any]:
+    payload = _value(line.payload, line.repr)
+    if line.topic in types and not isinstance(payload, Unencodable):
+        try:
+            payload = msgspec.convert(payload, types[line.topic], str_keys=True)
+        except msgspec.ValidationError as error:
+            raise InvalidArgument(f"line {number}: a payload of {line.topic!r} is of another type: {error}") from None
+    return Event(line.topic, payload, line.id, line.time, line.cause)
+
+
+def _value(value: Any, shown: str | UnsetType) -> Any:
+    if isinstance(shown, str):
+        return Unencodable(shown)
+    return None if value is UNSET else value
+
+
+def _warn(path: Path, bad: list[int], missing: dict[str, int]) -> None:
+    gaps = ", ".join(f"{count} {kind}" for kind, count in missing.items() if count > 0)
+    if bad or gaps:
+        lines = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+        parts = f"cannot be read: line {lines}" if bad else "", f"missing: {gaps}" if gaps else ""
+        # The caller of `Recording.load` is told.
+        warnings.warn(f"{path} is damaged; {'; '.join(filter(None, parts))}", DamagedRecording, stacklevel=4)
+
+
+def _lines(tape: Tape) -> Iterator[bytes]:
+    counts = len(tape.events), len(tape.deliveries), len(tape.passages)
+    ended = time() if tape.ended is None else tape.ended
+    yield _line(
+        _Header(
+            "recording",
+            VERSION,
+            tape.pattern,
+            tape.maxlen,
+            tape.began,
+            ended,
+            tape.dropped,
+            tape.dropped_passages,
+            *counts,
+        )
+    )
+    for event in tape.events:
+        line = _EventLine(event.id, event.topic, event.time, event.cause)
+        line.payload, line.repr = _encoded(event.payload)
+        yield _line(line)
+    for delivery in tape.deliveries:
+        yield _line(_DeliveryLine(*msgspec.structs.astuple(delivery)))
+    for passage in tape.passages:
+        passed = _PassageLine(passage.stage, passage.kind, passage.time, passage.event)
+        passed.value, passed.repr = _encoded(passage.value)
+        yield _line(passed)
+
+
+def _line(line: msgspec.Struct) -> bytes:
+    try:
+        return _encode(line) + b"\n"
+    except UnicodeEncodeError:  # a name or a repr with half a character, which UTF-8 has not
+        for field in line.__struct_fields__:
+            value = getattr(line, field)
+            if isinstance(value, str):
+                setattr(line, field, writable(value))
+        return _encode(line) + b"\n"
+
+
+def _encoded(value: object) -> tuple[Any, str | UnsetType]:
+    """Gives a value as JSON; or its repr, where JSON cannot hold it."""
+    if isinstance(value, Unencodable):
+        return UNSET, value.repr
+    with suppress(Exception):  # a type, a string or a depth that JSON has not; or what an attribute raises
+        raw = _encode(value)
+        if raw and b"\n" not in raw and (b"null" not in raw or _is_finite(value)):
+            return msgspec.Raw(raw), UNSET
+    return UNSET, safe_repr(value)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether no number in a value is one that JSON has not, for which msgspec writes null."""
+    ahead = [msgspec.to_builtins(value)]
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, float) and not isfinite(one):
+            return False
+        if isinstance(one, dict):
+            ahead.extend(one.values())
+        elif isinstance(one, list | tuple):
+            ahead.extend(one)
+    return True

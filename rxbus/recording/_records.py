@@ -1,0 +1,90 @@
+"""What a recording holds: plain records, apart from the bus they come from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from rxbus import Event
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One event for one observer, which has ended.
+
+    Attributes:
+        event: The event's id.
+        observer: The observer's name.
+        start: When its handler was called, in seconds since the epoch.
+        end: When the delivery ended: later than the handler's return where that deferred, or is a coroutine.
+        thread: The name of the thread that called the handler.
+        error: The repr of what failed, if anything has. (The error itself would keep whole stacks alive.)
+    """
+
+    event: int
+    observer: str
+    start: float
+    end: float
+    thread: str
+    error: str | None = None
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """What has passed a stage that is marked by `operators.tap`.
+
+    Attributes:
+        stage: The stage's name.
+        kind: What has passed.
+        value: The item, or the repr of the error.
+        time: When, in seconds since the epoch.
+        event: The id of the event that the thread was delivering; None where it was at work for none.
+    """
+
+    stage: str
+    kind: Literal["next", "error", "completed"]
+    value: Any
+    time: float
+    event: int | None = None
+
+
+class Unencodable(msgspec.Struct, frozen=True):
+    """Stands in a loaded recording for what could not be written as JSON.
+
+    Attributes:
+        repr: What it looked like.
+    """
+
+    repr: str
+
+
+class Tape(msgspec.Struct, frozen=True):
+    """All that has been recorded, at one moment; the lists are not to be changed."""
+
+    pattern: str
+    maxlen: int
+    began: float
+    ended: float | None
+    dropped: int
+    dropped_passages: int
+    events: list[Event[Any]]  # in order of id
+    deliveries: list[Delivery]  # in order of start, of these events
+    passages: list[Passage]  # in order of time, of these events or none
+
+
+def safe_repr(value: object) -> str:
+    """The repr of anything, also of what has none."""
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+
+
+def writable(text: str) -> str:
+    """Makes text that UTF-8 can hold: half a character (a lone surrogate) is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shortened(value: object, length: int) -> str:
+    """The repr of anything on one line of so many characters at most."""
+    line = " ".join(safe_repr(value).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
