@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, BinaryIO
 
@@ -99,26 +96,3 @@ def noted_signals() -> Iterator[list[int]]:
 def exit_code(signals: list[int]) -> int:
     """0 or, as shells have it, 128 and the number of the signal that came."""
     return 128 + signals[0] if signals else 0
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file as a whole: whoever reads it meanwhile, or is left with it by a crash, has the old one or this."""
-    if path.exists() and not path.is_file():  # a device or a named pipe: there is nothing to be replaced
-        path.write_bytes(content)
-        return
-    path = path.resolve()  # what a link points to is replaced, not the link
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

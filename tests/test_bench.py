@@ -173,7 +173,11 @@ class TestRounds:
         peer.close()
         assert contender.figures().publishes == 3 * 1 + 3 * 4 + 2 * 10  # type: ignore[union-attr]
 
-    def test_without_time_nothing_is_measured(self) -> None:
+    def test_without_time_each_peer_has_a_turn(self) -> None:
+        assert [row.rounds for row in measure(Scenario(5, 5), [Rxbus, Loop], 0.0)] == [1, 1]
+
+    def test_what_takes_too_long_to_set_up_is_not_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rounds, "SET_UP", 0.0)
         assert measure(Scenario(5, 5), [Rxbus], 0.0) == []
 
     def test_it_is_stopped_between_turns(self) -> None:
@@ -220,11 +224,12 @@ class TestLines:
     def test_for_what_there_was_no_time_is_told(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        arguments = ("--observers", "1", "--topics", "1,100000", "--peers", "rxbus", "--seconds", "0.1")
+        monkeypatch.setattr(rounds, "SET_UP", 0.1)
+        arguments = ("--observers", "1", "--topics", "1000000,1", "--peers", "loop", "--seconds", "0.1")
         assert run(monkeypatch, *arguments) == 0
         out, errors = capsys.readouterr()
         assert [json.loads(line)["topics"] for line in out.splitlines()[1:]] == [1]
-        assert errors == "rxbus: there was no time for: 1 observer on each of 100,000 topics\n"
+        assert errors == "rxbus: there was no time for: 1 observer on each of 1,000,000 topics\n"
 
     def test_deliveries_that_are_not_made_end_it(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

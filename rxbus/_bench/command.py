@@ -27,13 +27,13 @@ from rxbus._console import (
     exit_code,
     is_screen,
     noted_signals,
-    replace_file,
     screen_console,
     standard_output,
     tell,
     told_errors,
     write_line,
 )
+from rxbus.recording._replaced import replaced
 
 KEYS = {kind.package or "loop": kind for kind in ALL}  # what `--peers` calls them
 
@@ -145,11 +145,10 @@ class Bench:
         with noted_signals() as signals, (Screen if is_screen(as_json) else Lines)(self._setting) as display:
             end = perf_counter() + self._setting.seconds
             for number, scenario in enumerate(self._scenarios):
-                left = end - perf_counter()
-                if signals or left <= 0:
+                if signals:
                     break
                 display.begin(scenario)
-                share = left / (len(self._scenarios) - number)
+                share = max(0.0, end - perf_counter()) / (len(self._scenarios) - number)
                 found = measure(scenario, self._kinds, share, lambda: bool(signals), display.told)
                 display.show(scenario, found)
                 rows += found
@@ -162,7 +161,8 @@ class Bench:
         if left and not interrupted:
             tell(f"there was no time for: {'; '.join(map(str, left))}")
         if self._file is not None and rows:
-            replace_file(self._file, draw(rows, suffix_of(self._file), self._setting.versions))
+            with replaced(self._file) as file:
+                file.write(draw(rows, suffix_of(self._file), self._setting.versions))
 
 
 def suffix_of(file: Path) -> str:

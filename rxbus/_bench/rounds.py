@@ -23,6 +23,8 @@ from rxbus._bench.peers import Peer, Publish, Tally
 from rxbus.errors import RxBusError
 
 ROUNDS = 20  # that the time of a scenario is meant for, if one publish is not longer than a turn
+SHORTEST = 0.0005  # seconds of a turn
+SET_UP = 2.0  # seconds that attaching all observers of a scenario may take, however little time there is
 SAMPLES = 5_000  # publishes that are timed in one turn, at most: their times are kept
 
 
@@ -227,21 +229,19 @@ def measure(
     Args:
         scenario: The scenario.
         kinds: The peers' adapters.
-        seconds: How long it may take, about; the first turns are taken nevertheless, if all is set up in time.
+        seconds: How long it may take, about; each peer has a turn nevertheless, if all can be set up.
         stopped: Looked at between turns: whether to make do with what there is.
         told: Called after each round, with how many there have been.
 
     Returns:
-        What has been measured: nothing, where the time was too short to attach all observers.
+        What has been measured: nothing, where attaching all observers takes longer than that, and than `SET_UP`.
 
     Raises:
         Miscounted: A peer has not made its deliveries.
         PeerFailed: A peer has raised an error.
     """
-    end = perf_counter() + seconds
-
-    def over() -> bool:
-        return stopped() or perf_counter() >= end
+    begin = perf_counter()
+    end = begin + seconds
 
     with ExitStack() as ending:
         contenders = []
@@ -250,24 +250,21 @@ def measure(
             ending.callback(peer.close)
             contenders.append(Contender(peer, scenario))
             for _ in contenders[-1].set_up():
-                if over():
+                if stopped() or perf_counter() >= max(end, begin + SET_UP):
                     return []
         ending.enter_context(frozen_garbage())
-        _rounds(contenders, end - perf_counter(), over, stopped, told)
+        _take_turns(contenders, end, stopped, told)
         return [figures for contender in contenders if (figures := contender.figures())]
 
 
-def _rounds(
-    contenders: list[Contender],
-    seconds: float,
-    over: Callable[[], bool],
-    stopped: Callable[[], bool],
-    told: Callable[[int], object],
+def _take_turns(
+    contenders: list[Contender], end: float, stopped: Callable[[], bool], told: Callable[[int], object]
 ) -> None:
+    quantum = max(SHORTEST, (end - perf_counter()) / (2 * ROUNDS * len(contenders)))
     for contender in contenders:
-        contender.warm_up(seconds / (2 * ROUNDS * len(contenders)))
+        contender.warm_up(quantum)
     order, drawn, rounds = list(contenders), random.Random(0), 0
-    while not (over() if rounds else stopped()):
+    while not stopped() and (perf_counter() < end or rounds == 0):
         drawn.shuffle(order)
         for contender in order:
             if stopped():
