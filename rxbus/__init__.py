@@ -20,6 +20,7 @@ An event flows one way, and each module imports only from those below it:
     _fan_out          what an event still owes, and what its publisher waits for
     _here             where a thread stands
     _event            events, topics, patterns
+    _short            text for people out of any object
     _bell             how one thread wakes another
     errors            every error, in one tree
 """

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, final, overload
 
 import msgspec
 
+from rxbus._short import short
 from rxbus._wings import Shown
 from rxbus.errors import InvalidTopic
 
@@ -37,6 +38,11 @@ class Event(Shown, msgspec.Struct, Generic[T_co], frozen=True):
     id: int
     time: float
     cause: int | None = None
+
+    def __repr__(self) -> str:
+        """One line, however large the payload is."""
+        payload = short(self.payload, 200)
+        return f"Event(topic={self.topic!r}, payload={payload}, id={self.id}, time={self.time!r}, cause={self.cause})"
 
 
 @final

@@ -179,6 +179,12 @@ class Subscription(Source[T]):
         """The topic or pattern that it is on."""
         return self._topic
 
+    @property
+    def observer_names(self) -> tuple[str, ...]:
+        """How errors and reports call the observers attached through it, in the order of attachment."""
+        with self._registry.lock:
+            return tuple(attachment.name for attachment in self._attachments)
+
     def __repr__(self) -> str:
         return f"<Subscription on {self._topic!r}, observers: {len(self._attachments)}>"
 
@@ -218,6 +224,11 @@ class TopicSubject(Source[T], Subject[Event[T]]):
         """Who is attached, in the order of attachment."""
         attached: list[Any] = [feed.attachment for feed in list(self._log.feeds)]
         return [Observer(one.on_next, one.on_error, one.on_completed) for one in attached]
+
+    @property
+    def observer_names(self) -> tuple[str, ...]:
+        """How errors and reports call its observers, those attached through patterns included."""
+        return tuple(feed.name for feed in list(self._log.feeds))
 
     @property
     def exception(self) -> Exception | None:  # type: ignore[override] # pyright: ignore

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rxbus._bus import EventBus
-    from rxbus.display import Monitor, Top
+    from rxbus.display import Marbles, Monitor, Top
     from rxbus.recording import Recording
 
 
@@ -34,6 +34,12 @@ def svg(recording: Recording, **options: Any) -> str:
     from rxbus.display import marbles
 
     return marbles(recording, **options).svg
+
+
+def marbles(recording: Recording, **options: Any) -> Marbles:
+    from rxbus.display import marbles
+
+    return marbles(recording, **options)
 
 
 def top(bus: EventBus) -> Top:

@@ -943,3 +943,16 @@ def test_what_cannot_be_called_is_refused_at_once(bus: EventBus, attach: Any) ->
     with pytest.raises(InvalidArgument):
         attach(bus)
     assert bus.publish("a").acknowledged == 0
+
+
+def test_a_topic_and_a_subscription_tell_the_names_of_their_observers(bus: EventBus) -> None:
+    subscription = bus.subscribe("a.b", name="mine")
+    assert subscription.observer_names == bus.topic("a.b").observer_names == ()
+    subscription.subscribe(print)
+    first = subscription.subscribe(print)
+    bus.subscribe("a.>", name="all").subscribe(print)
+    assert subscription.observer_names == ("mine", "mine")
+    assert bus.topic("a.b").observer_names == ("mine", "mine", "all")
+    first.dispose()
+    assert subscription.observer_names == ("mine",)
+    assert bus.topic("a.b").observer_names == ("mine", "all")
