@@ -68,8 +68,8 @@ class Tapped(Shown):
         """Makes a block that can run again and again, as a notebook's cell does: `with bus.cell():`.
 
         Entering it completes all observers that the block attached when it ran before, also those attached by handlers
-        of its since, and detaches its tracers and recordings. A block that fails leaves what it has attached, until it
-        runs again.
+        of its since, and detaches its tracers; those that have a `stop`, as recordings do, it stops. A block that fails
+        leaves what it has attached, until it runs again.
 
         Args:
             name: What makes it the same block. By default the notebook's cell, though its code be changed; in a

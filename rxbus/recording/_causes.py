@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from rxbus import Event
-from rxbus.recording._records import shortened
+from rxbus.recording._records import moment, safe_repr, shortened
 
 _LINES = 200
 _WIDTH = 120
@@ -107,8 +106,9 @@ def _line(branch: str, cause: Cause, before: float | None) -> str:
         return f"{branch}#{cause.id} (not recorded)"
     event = cause.event
     if before is None:
-        when = datetime.fromtimestamp(event.time, UTC).strftime("%H:%M:%S.%f")
+        at = moment(event.time)
+        when = "at no time" if at is None else at.strftime("%H:%M:%S.%f")
     else:
         when = f"+{(event.time - before) * 1000:.3g} ms"
-    line = f"{branch}#{event.id} {event.topic} {when} {shortened(event.payload, _WIDTH)}"
+    line = f"{branch}#{event.id} {event.topic} {when} {shortened(safe_repr(event.payload), _WIDTH)}"
     return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"

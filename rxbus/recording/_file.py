@@ -53,7 +53,7 @@ class DamagedRecording(UserWarning):
     """Warns that a part of a recording could not be loaded."""
 
 
-class _Header(msgspec.Struct):
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
     rxbus: Literal["recording"]
     version: int
     pattern: str
@@ -68,11 +68,13 @@ class _Header(msgspec.Struct):
 
 
 class _Version(msgspec.Struct):
+    """What a first line has in every version; all others have nothing that is unknown, or a damaged name is skipped."""
+
     rxbus: Literal["recording"]
     version: int
 
 
-class _EventLine(msgspec.Struct, tag="event", omit_defaults=True):
+class _EventLine(msgspec.Struct, tag="event", omit_defaults=True, forbid_unknown_fields=True):
     id: int
     topic: str
     time: float
@@ -81,7 +83,7 @@ class _EventLine(msgspec.Struct, tag="event", omit_defaults=True):
     repr: str | UnsetType = UNSET
 
 
-class _DeliveryLine(msgspec.Struct, tag="delivery"):
+class _DeliveryLine(msgspec.Struct, tag="delivery", forbid_unknown_fields=True):
     event: int
     observer: str
     start: float
@@ -90,7 +92,7 @@ class _DeliveryLine(msgspec.Struct, tag="delivery"):
     error: str | None
 
 
-class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True):
+class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True, forbid_unknown_fields=True):
     stage: str
     kind: Literal["next", "error", "completed"]
     time: float
@@ -99,6 +101,7 @@ class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True):
     repr: str | UnsetType = UNSET
 
 
+_DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_EventLine | _DeliveryLine | _PassageLine).decode
 
@@ -132,39 +135,56 @@ def load(path: Path, types: dict[str, type]) -> Tape:
     with path.open("rb") as file:
         header = _header(path, file.readline(_LONGEST_HEADER))
         for number, line in enumerate(file, 2):
-            try:
-                one = _decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            one = _record(line)
+            if one is None and header is None and number == 2:
+                break
+            if one is None:
                 bad.append(number)
-                continue
-            if isinstance(one, _EventLine):
+            elif isinstance(one, _EventLine):
                 events.append(_event(one, types, number))
             elif isinstance(one, _DeliveryLine):
                 deliveries.append(Delivery(one.event, one.observer, one.start, one.end, one.thread, one.error))
             else:
                 passages.append(Passage(one.stage, one.kind, _value(one.value, one.repr), one.time, one.event))
-    found = {"events": len(events), "deliveries": len(deliveries), "passages": len(passages)}
-    _warn(path, bad, {kind: getattr(header, kind) - count for kind, count in found.items()})
     events.sort(key=attrgetter("id"))
     deliveries.sort(key=attrgetter("start"))
     passages.sort(key=attrgetter("time"))
-    dropped = header.dropped, header.dropped_passages
-    return Tape(header.pattern, header.maxlen, header.began, header.ended, *dropped, events, deliveries, passages)
+    if header is None:
+        if not (events or deliveries or passages):
+            raise NotARecording(str(path), "its first line is not a recording's")
+        header = _stand_in(events, deliveries, passages)
+        bad.insert(0, 1)
+    found = {"events": len(events), "deliveries": len(deliveries), "passages": len(passages)}
+    _warn(path, bad, {kind: getattr(header, kind) - count for kind, count in found.items()})
+    about = header.pattern, header.maxlen, header.began, header.ended, header.dropped, header.dropped_passages
+    return Tape(*about, events, deliveries, passages)
 
 
-def _header(path: Path, line: bytes) -> _Header:
+def _header(path: Path, line: bytes) -> _Header | None:
+    """Gives what the first line says; None where it cannot be read: if the next one can, the file is a recording."""
     try:
         version = msgspec.json.decode(line, type=_Version).version
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise NotARecording(str(path), "its first line is not a recording's") from None
-    if version > VERSION:
-        raise NotARecording(str(path), f"its version is {version}, and this rxbus knows those up to {VERSION}")
-    try:
+        if version > VERSION:
+            raise NotARecording(str(path), f"its version is {version}, and this rxbus knows those up to {VERSION}")
         header = msgspec.json.decode(line, type=_Header)
         matcher(header.pattern)
-    except (msgspec.MsgspecError, InvalidTopic) as error:
-        raise NotARecording(str(path), f"its first line is damaged: {error}") from None
+    except (*_DAMAGED, InvalidTopic):
+        return None
     return header
+
+
+def _record(line: bytes) -> _EventLine | _DeliveryLine | _PassageLine | None:
+    try:
+        return _decode(line)
+    except _DAMAGED:
+        return None
+
+
+def _stand_in(events: list[Event[Any]], deliveries: list[Delivery], passages: list[Passage]) -> _Header:
+    """Stands in for a first line that is damaged: nobody knows what is missing."""
+    times = [one.time for one in (*events, *passages)] + [time for one in deliveries for time in (one.start, one.end)]
+    counts = len(events), len(deliveries), len(passages)
+    return _Header("recording", VERSION, ">", max(1, len(events)), min(times), max(times), 0, 0, *counts)
 
 
 def _event(line: _EventLine, types: dict[str, type], number: int) -> Event[Any]:

@@ -65,4 +65,5 @@ def _of_deliveries(pandas: Any, tape: Tape) -> DataFrame:
 
 
 def _times(pandas: Any, seconds: list[float]) -> Any:
-    return pandas.to_datetime(pandas.Series(seconds, dtype="float64"), unit="s", utc=True)
+    times = pandas.to_datetime(pandas.Series(seconds, dtype="float64"), unit="s", utc=True, errors="coerce")
+    return times.dt.as_unit("ns")

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from rxbus import Event
-from rxbus.recording._records import Delivery, Tape, shortened, writable
+from rxbus.recording._records import Delivery, Tape, moment, safe_repr, shortened, writable
 from rxbus.recording._replaced import replaced
 
 _PID = 1
@@ -53,8 +52,12 @@ class _Slice(msgspec.Struct, eq=False):
 def write_trace(tape: Tape, path: Path) -> None:
     """Writes a trace; see `Recording.to_perfetto`."""
     encode = msgspec.json.Encoder().encode
-    began = datetime.fromtimestamp(tape.began, UTC).isoformat()
-    about = {"recorded by": "rxbus", "pattern": writable(tape.pattern), "began": began, "dropped": tape.dropped}
+    about = {
+        "recorded by": "rxbus",
+        "pattern": writable(tape.pattern),
+        "began": moment(tape.began),
+        "dropped": tape.dropped,
+    }
     with replaced(path) as file:
         file.write(b'{"displayTimeUnit":"ms","otherData":%b,"traceEvents":[' % encode(about))
         for number, entry in enumerate(_entries(tape)):
@@ -93,7 +96,7 @@ def _publish(event: Event[Any], deliveries: list[Delivery], zero: float) -> _Sli
     args = {
         "id": event.id,
         "cause": event.cause,
-        "payload": writable(shortened(event.payload, _SHOWN)),
+        "payload": writable(shortened(safe_repr(event.payload), _SHOWN)),
         "observers": len(deliveries),
         "failed": sum(one.error is not None for one in deliveries),
     }
@@ -109,7 +112,7 @@ def _delivery(event: Event[Any], one: Delivery, zero: float) -> _Slice:
 
 
 def _nano(seconds: float) -> int:
-    return round(seconds * 1e9)
+    return round(min(seconds, 9e9) * 1e9)  # Perfetto has 64 bits, which a damaged file may exceed
 
 
 def _lay_out(bars: Iterable[_Slice], tid: int) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -84,7 +85,15 @@ def writable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def shortened(value: object, length: int) -> str:
-    """The repr of anything on one line of so many characters at most."""
-    line = " ".join(safe_repr(value).split())
+def shortened(text: str, length: int) -> str:
+    """Text on one line of so many characters at most."""
+    line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def moment(time: float) -> datetime | None:
+    """A time in seconds since the epoch, in UTC; None where there is none such, as in a damaged file."""
+    try:
+        return datetime.fromtimestamp(time, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -363,3 +365,9 @@ def test_payloads_alone(bus: EventBus) -> None:
     with bus.record() as recording:
         bus.publish("a", payload)
     assert recording.events[0].payload is payload
+
+
+def test_it_is_drawn_by_the_display(chain: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = SimpleNamespace(marbles=lambda recording, **options: SimpleNamespace(svg=(recording, options)))
+    monkeypatch.setitem(sys.modules, "rxbus.display", drawn)
+    assert chain.to_svg(width=100) == (chain, {"width": 100})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
-from typing import assert_type
+from typing import Any, assert_type
 
 import reactivex as rx
 from reactivex import Observable, Subject
@@ -25,6 +26,7 @@ from rxbus import (
     only_payload,
 )
 from rxbus.operators import buffered, map_async, observe_on
+from rxbus.recording import Cause, Recording, Replay
 
 PRICES = Topic("prices.eur", float)
 ANYTHING = Topic("anything")
@@ -88,6 +90,16 @@ def handling(bus: EventBus) -> None:
     rx.of(1.0, 2.0).subscribe(bus.publisher(PRICES))
 
 
+def recording(bus: EventBus) -> None:
+    with bus.record(PRICES, maxlen=10) as recording:
+        assert_type(recording, Recording)
+        bus.publish(PRICES, 1.0)
+    assert_type(recording.events, list[Event[Any]])
+    assert_type(recording.replay(bus, 2), Replay)
+    assert_type([(one.id, one.effects) for one in recording.causes()], list[tuple[int, tuple[Cause, ...]]])
+    recording.save(os.devnull)
+
+
 async def on_a_loop(bus: EventBus) -> None:
     async def fetch(price: float) -> str:
         await asyncio.sleep(0)
@@ -108,3 +120,4 @@ if __name__ == "__main__":
         publishing(bus)
         composing(bus)
         handling(bus)
+        recording(bus)
