@@ -51,8 +51,9 @@ def bench(
 ) -> None:
     """Measure on this machine what publishing costs, beside the peers that are installed.
 
-    For each number of observers and each number of topics: publishes per second, and how long it took until all
-    observers had acknowledged, by the median, the 99th percentile and the longest. The peers take turns in short
+    For each number of observers and each number of topics: publishes per
+    second, and how long it took until all observers had acknowledged, by the
+    median, the 99th percentile and the longest. The peers take turns in short
     rounds, and every delivery is counted. Ctrl-C ends it with what there is.
 
     The extra 'bench' installs the peers, and what draws.

@@ -24,7 +24,7 @@ from rxbus.errors import RxBusError
 
 ROUNDS = 20  # that the time of a scenario is meant for, if one publish is not longer than a turn
 SHORTEST = 0.0005  # seconds of a turn
-SET_UP = 2.0  # seconds that attaching all observers of a scenario may take, however little time there is
+SET_UP = 5.0  # seconds that attaching all observers of a scenario may take, however little time there is
 SAMPLES = 5_000  # publishes that are timed in one turn, at most: their times are kept
 
 
