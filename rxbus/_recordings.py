@@ -25,7 +25,7 @@ from rxbus._console import (
     told_errors,
     write_line,
 )
-from rxbus.display._report import report as make_report
+from rxbus.display import report as make_report
 from rxbus.recording import DamagedRecording, Recording, Unencodable
 from rxbus.recording._replaced import replaced
 

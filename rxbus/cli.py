@@ -36,6 +36,7 @@ def _application() -> Callable[[], object]:
         from rxbus import _demo
         from rxbus._bench.command import bench
         from rxbus._console import AsJson, check_seconds
+        from rxbus._recordings import replay, report
         from rxbus.pipeline import _terminal
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in _EXTRA:
@@ -75,6 +76,7 @@ def _application() -> Callable[[], object]:
             check_seconds(seconds)
         raise typer.Exit(_demo.run(seconds, as_json))
 
-    application.command()(bench)
+    for command in (bench, replay, report):
+        application.command()(command)
 
     return application
