@@ -29,6 +29,7 @@ from tests.test_cli import PATIENCE, python, running, stream
 
 pytestmark = pytest.mark.timeout(60, method="signal")
 
+FOUR = ("--observers", "1,2,3,4", "--topics", "1")
 QUICK = ("--observers", "2", "--topics", "1", "--peers", "rxbus,loop", "--seconds", "0.2")
 
 
@@ -120,7 +121,7 @@ class TestRounds:
             def publisher(self, topic: str) -> Callable[[Any], object]:
                 return lambda payload: topics.append(topic)
 
-        measure(Scenario(0, 3), [Noting], 60, stopped=lambda: len(topics) >= 7)
+        measure(Scenario(0, 3), [Noting], 1, stopped=lambda: len(topics) >= 7)
         assert topics[:7] == [f"bench.t{number}" for number in (0, 1, 2, 0, 1, 2, 0)]
 
     def test_deliveries_that_are_not_made_are_an_error(self) -> None:
@@ -182,7 +183,7 @@ class TestRounds:
 
     def test_it_is_stopped_between_turns(self) -> None:
         looks = iter([False] * 10 + [True] * 10)
-        found = measure(Scenario(1, 1), [Loop, Blinker], 60, stopped=lambda: next(looks))
+        found = measure(Scenario(1, 1), [Loop, Blinker], 1, stopped=lambda: next(looks))
         assert {row.peer for row in found} <= {"plain loop", "blinker"}
         assert found
         assert measure(Scenario(1, 1), [Loop], 60, stopped=lambda: True) == []
@@ -239,7 +240,7 @@ class TestLines:
         assert capsys.readouterr().err == "rxbus: plain loop has made 0 deliveries instead of 2\n"
 
     def test_ctrl_c_ends_it_with_what_there_is(self) -> None:
-        with running("bench", "--seconds", "60", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
+        with running("bench", *FOUR, "--seconds", "8", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
             lines = stream(bench.stdout)
             json.loads(lines.readline())
             assert json.loads(lines.readline())["observers"] == 1
@@ -258,8 +259,7 @@ class TestLines:
         assert "rxbus" in (tmp_path / "plot.svg").read_text("utf-8")
 
     def test_a_reader_that_leaves_ends_it_quietly(self) -> None:
-        arguments = ("bench", "--seconds", "3", "--observers", "1,2", "--topics", "1")
-        with running(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
+        with running("bench", *FOUR, "--seconds", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
             with stream(bench.stdout) as lines:
                 json.loads(lines.readline())
             errors = stream(bench.stderr).read()
