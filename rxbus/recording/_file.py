@@ -12,7 +12,7 @@ What cannot be written as JSON is marked by the name of its field (`repr`), whic
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import isfinite
 from operator import attrgetter
@@ -53,6 +53,9 @@ class DamagedRecording(UserWarning):
     """Warns that a part of a recording could not be loaded."""
 
 
+_Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
     rxbus: Literal["recording"]
     version: int
@@ -75,16 +78,16 @@ class _Version(msgspec.Struct):
 
 
 class _EventLine(msgspec.Struct, tag="event", omit_defaults=True, forbid_unknown_fields=True):
-    id: int
+    id: _Id
     topic: str
     time: float
-    cause: int | None = None
+    cause: _Id | None = None
     payload: Any = UNSET
     repr: str | UnsetType = UNSET
 
 
 class _DeliveryLine(msgspec.Struct, tag="delivery", forbid_unknown_fields=True):
-    event: int
+    event: _Id
     observer: str
     start: float
     end: float
@@ -96,14 +99,15 @@ class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True, forbid_unk
     stage: str
     kind: Literal["next", "error", "completed"]
     time: float
-    event: int | None = None
+    event: _Id | None = None
     value: Any = UNSET
     repr: str | UnsetType = UNSET
 
 
+_Line = _EventLine | _DeliveryLine | _PassageLine
 _DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_EventLine | _DeliveryLine | _PassageLine).decode
+_decode: Callable[[bytes], _Line] = msgspec.json.Decoder(_Line).decode
 
 
 def save(tape: Tape, path: Path) -> None:
@@ -173,7 +177,7 @@ def _header(path: Path, line: bytes) -> _Header | None:
     return header
 
 
-def _record(line: bytes) -> _EventLine | _DeliveryLine | _PassageLine | None:
+def _record(line: bytes) -> _Line | None:
     try:
         return _decode(line)
     except _DAMAGED:
@@ -182,7 +186,8 @@ def _record(line: bytes) -> _EventLine | _DeliveryLine | _PassageLine | None:
 
 def _stand_in(events: list[Event[Any]], deliveries: list[Delivery], passages: list[Passage]) -> _Header:
     """Stands in for a first line that is damaged: nobody knows what is missing."""
-    times = [one.time for one in (*events, *passages)] + [time for one in deliveries for time in (one.start, one.end)]
+    times = [event.time for event in events] + [one.time for one in passages]
+    times += [time for one in deliveries for time in (one.start, one.end)]
     counts = len(events), len(deliveries), len(passages)
     return _Header("recording", VERSION, ">", max(1, len(events)), min(times), max(times), 0, 0, *counts)
 

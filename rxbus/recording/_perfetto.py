@@ -21,7 +21,6 @@ from rxbus.recording._replaced import replaced
 
 _PID = 1
 _SHOWN = 200  # characters of a payload
-_ORDER = {"X": 0, "s": 1, "f": 2}  # at the same time: a flow begins and ends in a slice that is there already
 
 _Entry = dict[str, Any]
 
@@ -80,10 +79,20 @@ def _entries(tape: Tape) -> Iterator[_Entry]:
     for tid, track in tracks.items():
         yield _name("thread_name", tid, name=writable(track))
         yield _name("thread_sort_index", tid, sort_index=tid)
-    entries = [bar.entry() for some in bars for bar in some]
+    entries = [(bar, bar.entry()) for some in bars for bar in some]
     entries.extend(_flows(tape.events, publishes, deliveries))
-    entries.sort(key=lambda entry: (entry["ts"], _ORDER[entry["ph"]], -entry.get("dur", 0)))
-    yield from entries
+    entries.sort(key=_place)
+    yield from (entry for _, entry in entries)
+
+
+def _place(one: tuple[_Slice, _Entry]) -> tuple[int, bool, int, bool]:
+    """The order of entries: an outer slice comes before an inner one, and a flow right behind its slice.
+
+    Perfetto binds a flow to the slice that has begun last on its track, whether that has ended or not. The ends of
+    flows come behind the beginnings at the same time.
+    """
+    bar, entry = one
+    return bar.start, entry["ph"] == "f", bar.start - bar.end, entry["ph"] != "X"
 
 
 def _name(key: str, tid: int, **args: object) -> _Entry:
@@ -142,11 +151,11 @@ def _fits(bar: _Slice, ends: list[int]) -> bool:
 
 def _flows(
     events: list[Event[Any]], publishes: dict[int, _Slice], deliveries: dict[int, list[_Slice]]
-) -> Iterator[_Entry]:
+) -> Iterator[tuple[_Slice, _Entry]]:
     """Arrows to each publish that has a cause: from the delivery of that in which it was made.
 
     Which one it was is told by the time; where none was going on (it was made behind a buffer), the arrow comes from
-    the cause's publish.
+    the cause's publish. It begins where that does: see `_place`.
     """
     for event in events:
         if event.cause not in publishes:
@@ -154,8 +163,7 @@ def _flows(
         effect, cause = publishes[event.id], publishes[event.cause]
         inside = [bar for bar in deliveries[event.cause] if bar.start <= effect.start <= bar.end]
         source = max(inside, key=lambda bar: bar.start, default=cause)
-        when = min(effect.start, source.end)
-        if source.start <= when:  # the clock may have been set back
+        if source.start <= effect.start:  # the clock may have been set back
             flow = {"cat": "cause", "name": "causes", "id": event.id, "pid": _PID}
-            yield flow | {"ph": "s", "tid": source.tid, "ts": when / 1000}
-            yield flow | {"ph": "f", "tid": effect.tid, "ts": effect.start / 1000, "bp": "e"}
+            yield source, flow | {"ph": "s", "tid": source.tid, "ts": source.start / 1000}
+            yield effect, flow | {"ph": "f", "tid": effect.tid, "ts": effect.start / 1000, "bp": "e"}

@@ -16,7 +16,7 @@ from rxbus.recording._causes import Causes
 from rxbus.recording._file import load, save
 from rxbus.recording._frames import to_dataframe
 from rxbus.recording._perfetto import write_trace
-from rxbus.recording._records import Delivery, Passage
+from rxbus.recording._records import Delivery, Passage, Tape
 from rxbus.recording._replay import Replay, play
 from rxbus.recording._ring import Ring
 
@@ -71,7 +71,11 @@ class Recording(Ring, _wings.Shown):
             InvalidArgument: A payload is not what its topic says.
             OSError: It cannot be read.
         """
-        tape = load(Path(path), {topic.name: topic.payload_type for topic in topics})
+        return cls._of(load(Path(path), {topic.name: topic.payload_type for topic in topics}))
+
+    @classmethod
+    def _of(cls, tape: Tape) -> Recording:
+        """Makes one that is over, of what it holds."""
         recording = cls.__new__(cls)
         Ring.__init__(recording, tape.pattern, tape.maxlen)
         recording.wind(tape)

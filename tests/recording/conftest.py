@@ -46,10 +46,7 @@ def wound() -> Wound:
     def wind(
         events: list[Event[Any]], deliveries: list[Delivery] | None = None, passages: list[Passage] | None = None
     ) -> Recording:
-        with EventBus() as bus:
-            recording = bus.record(">")
-        recording.wind(Tape(">", 100_000, 1000.0, 2000.0, 0, 0, events, deliveries or [], passages or []))
-        return recording
+        return Recording._of(Tape(">", 100_000, 1000.0, 2000.0, 0, 0, events, deliveries or [], passages or []))
 
     return wind
 
