@@ -22,7 +22,7 @@ class Made:
     """What a picture asks of a recording."""
 
     def __init__(self, count: int, staged: bool) -> None:
-        self.began, self.pattern, self.dropped = BEGAN, ">", 0
+        self.began, self.dropped = BEGAN, 0
         self.events: list[Event[Any]] = [
             Event(f"topic.{number % 20}", {"number": number}, number, BEGAN + number / count) for number in range(count)
         ]
@@ -31,6 +31,9 @@ class Made:
             for one in self.events
         ]
         self.passages = [Passage("seen", "next", one.payload, one.time, one.id) for one in self.events if staged]
+
+    def tape(self) -> Made:
+        return self
 
 
 @pytest.mark.parametrize("staged", [False, True], ids=["events", "events and a stage"])

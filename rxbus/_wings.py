@@ -30,12 +30,6 @@ def record(bus: EventBus, pattern: str, maxlen: int) -> Recording:
     return Recording(bus, pattern, maxlen)
 
 
-def svg(recording: Recording, **options: Any) -> str:
-    from rxbus.display import marbles
-
-    return marbles(recording, **options).svg
-
-
 def marbles(recording: Recording, **options: Any) -> Marbles:
     from rxbus.display import marbles
 

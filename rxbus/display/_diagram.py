@@ -54,7 +54,7 @@ def _token(lane: Lane, marks: list[Mark], place: int, column: int, end: int, sho
     free = (int(marks[following].first) if following < len(marks) else end) - column
     if mark.count == 1 and int(mark.first) == column and free > 0:
         sign = "!" if mark.failed and free > 1 else ""
-        label = fit_columns(short(lane.value(mark.index), 40), free - 1 - len(sign)) if free > 2 else ""
+        label = fit_columns(lane.label(mark.index, short, 40), free - 1 - len(sign)) if free > 2 else ""
         return (label or "o") + sign, following
     count, failed = mark.count, mark.failed
     while True:

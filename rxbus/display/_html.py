@@ -74,7 +74,8 @@ def _of_receipt(receipt: Receipt) -> str:
 
 @to_html.register(Recording)
 def _of_recording(recording: Recording) -> str:
-    events, deliveries = recording.events, recording.deliveries
+    tape = recording.tape()
+    events, deliveries = tape.events, tape.deliveries
     topic_of = {event.id: event.topic for event in events}
     counts = Counter(topic_of.values())
     times: defaultdict[str, list[float]] = defaultdict(list)

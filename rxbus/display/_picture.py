@@ -26,7 +26,7 @@ AXIS = 30
 ROW = 20  # of the key
 PAD = 24  # between a lane's ends and the first and last moment
 SLOT = 64  # how wide a pill becomes
-BOLD = 1.1  # how much wider bold text is
+BOLD = 1.17  # how much wider bold text is
 GAP = 1.5  # what stays free around a mark
 LARGE, SMALL = 11, 8  # marbles that hold their label, and that have it above
 SKYLINE = 8  # fewer show no shape
@@ -150,11 +150,11 @@ class Picture:
         self._marks.append(svg.text(x + 12, y + 4, name, "dim" if lane.hue is None else "ink"))
 
     def _label(self, lane: Lane, mark: Mark) -> str:
-        return self._short(lane.value(mark.index), 60) if mark.count == 1 else ""
+        return lane.label(mark.index, self._short, 60) if mark.count == 1 else ""
 
     def _marble(self, lane: Lane, mark: Mark, y: float, radius: float, large: bool) -> None:
         x, item = _middle(mark), lane.items[mark.index]
-        told = f"{self._short(lane.value(mark.index))}, at {duration(_time_of(item) - self._timeline.start)}"
+        told = f"{lane.label(mark.index, self._short, 80)}, at {duration(_time_of(item) - self._timeline.start)}"
         inside = svg.text(x, y + 4, self._label(lane, mark), f"{svg.on(mark.hue)} m") if large else ""
         self._marks.append(f"<g><title>{escape(told)}</title>{svg.marble(x, y, radius, mark.hue)}{inside}</g>")
         if isinstance(item, Event):

@@ -14,23 +14,24 @@ _HUNDREDTHS = {
     32: " .,",
     34: "/:;\\|·",
     36: "f-",
-    40: "t()[]r!",
+    40: "t()[]!",
+    42: "r",
     46: '"',
     53: "sz?*_`",
-    56: "cLk",
+    58: "cLk",
     61: "avxyTP",
-    64: "bdeghnopqu0123456789{}$FSEYAVZ",
-    70: "CRXBKU",
-    79: "DGHNOQ&",
+    64: "bdeghnopqu0123456789{}$FSEY",
+    70: "ACRXBKVZ",
+    79: "DGHNOQU&",
     82: "w",
     84: "#+<=>^~×",
     87: "M",
-    98: "mW@%…",
+    100: "mW@%…",
 }
 _WIDTHS = {char: share / 100 for share, chars in _HUNDREDTHS.items() for char in chars}
 _WIDE = 1.1  # CJK takes a square
 _EMOJI = 1.4
-_SEMITIC = 0.64
+_LETTER = 0.7  # Greek, Cyrillic, Hebrew, Arabic
 _OTHER = 0.9
 
 
@@ -77,8 +78,10 @@ def _share(char: str) -> float:
         return known
     if unicodedata.combining(char):
         return 0.0
-    if "\u0590" <= char <= "\u06ff":
-        return _SEMITIC
+    if "\u00c0" <= char <= "\u024f":
+        return _WIDTHS.get(unicodedata.normalize("NFD", char)[0], _OTHER)
+    if "\u0370" <= char <= "\u06ff":
+        return _LETTER
     if char > "\uffff" or "\u2600" <= char <= "\u27bf":
         return _EMOJI
     return _WIDE if unicodedata.east_asian_width(char) in "WF" else _OTHER

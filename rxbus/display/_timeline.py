@@ -9,11 +9,18 @@ from math import ceil, isnan
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rxbus import Event
+from rxbus._short import Shortener, clip, plain
+from rxbus.recording import Unencodable
 
 if TYPE_CHECKING:
     from rxbus.recording import Passage, Recording
 
 _Timed = TypeVar("_Timed", "Event[Any]", "Passage")
+
+
+def label(value: object, short: Shortener, limit: int) -> str:
+    """What to write of a payload: its repr, shortened; also of one that only its repr was saved of."""
+    return clip(plain(value.repr), limit) if isinstance(value, Unencodable) else short(value, limit)
 
 
 @dataclass(eq=False)
@@ -40,10 +47,11 @@ class Lane:
     failed: list[int] = field(default_factory=list)
     ends: list[tuple[float, Any]] = field(default_factory=list)
 
-    def value(self, index: int) -> object:
-        """The payload, or what has passed."""
+    def label(self, index: int, short: Shortener, limit: int) -> str:
+        """What to write of a payload, or of what has passed."""
         item = self.items[index]
-        return item.payload if isinstance(item, Event) else item.value
+        value = item.payload if isinstance(item, Event) else item.value
+        return label(value, short, limit)
 
 
 @dataclass(slots=True)
@@ -56,7 +64,7 @@ class Mark:
         left: Where the picture of it begins; so it does not overlap its neighbours.
         right: Where it ends.
         count: How many items it stands for.
-        index: Its first item.
+        index: One of its items.
         hue: Whose items they are, if they are all of one topic.
         failed: How many have a delivery that failed.
     """
@@ -93,15 +101,16 @@ class Timeline:
     """
 
     def __init__(self, recording: Recording, start: float | None, end: float | None, max_lanes: int) -> None:
-        events, passages = recording.events, recording.passages
-        self.dropped, self.pattern = recording.dropped, recording.pattern
+        tape = recording.tape()  # all as it is at one moment
+        events, passages = tape.events, tape.passages
+        self.dropped = tape.dropped
         if start is not None or end is not None:
             first = recording.began + start if start is not None else -float("inf")
             last = recording.began + end if end is not None else float("inf")
             events = [event for event in events if first <= event.time <= last]
             passages = [passage for passage in passages if first <= passage.time <= last]
         self.events = list(events)
-        failures = Counter(one.event for one in recording.deliveries if one.error is not None)
+        failures = Counter([one.event for one in tape.deliveries if one.error is not None])
         topics = _by_topic(events)
         stages = _by_stage(passages, topics)
         self.topic_count, self.stage_count, self.failed = len(topics), len(stages), 0
@@ -134,7 +143,7 @@ class Timeline:
         else:
             places = [width // 2] * len(lane.times)
         counts = Counter(places)
-        first = dict(zip(reversed(places), reversed(range(len(places))), strict=True))
+        index = dict(zip(places, range(len(places)), strict=True))
         failed = Counter(places[index] for index in lane.failed)
         hues: dict[int, int | None] = dict.fromkeys(counts, lane.hue)
         if lane.hues is not None:
@@ -143,7 +152,7 @@ class Timeline:
             if len(hues) < len(several):
                 seen = Counter(place for place, _ in several)
                 hues = {place: hue if seen[place] == 1 else None for place, hue in hues.items()}
-        return [Mark(x, x, x, x, counts[x], first[x], hues[x], failed[x]) for x in sorted(counts)]
+        return [Mark(x, x, x, x, counts[x], index[x], hues[x], failed[x]) for x in sorted(counts)]
 
 
 def merge(marks: Iterable[Mark], radius: float, pill: Callable[[int], float], limits: Limits) -> Iterator[Mark]:
@@ -216,8 +225,8 @@ def _by_topic(events: Iterable[Event[Any]]) -> dict[str, Lane]:
         groups[event.topic].append(event)
     lanes = {}
     for hue, (topic, group) in enumerate(groups.items()):
-        items = _with_time(group)
-        lanes[topic] = Lane(topic, hue, items=items, times=[event.time for event in items])
+        items, times = _with_time(group)
+        lanes[topic] = Lane(topic, hue, items=items, times=times)
     return lanes
 
 
@@ -228,7 +237,7 @@ def _by_stage(passages: Iterable[Passage], topics: dict[str, Lane]) -> dict[str,
     hues = {event.id: lane.hue for lane in topics.values() for event in lane.items} if groups else {}
     lanes = {}
     for stage, group in groups.items():
-        timed = _with_time(group)
+        timed, _ = _with_time(group)
         items = [passage for passage in timed if passage.kind == "next"]
         lane = lanes[stage] = Lane(stage, is_stage=True, items=items, times=[passage.time for passage in items])
         lane.hues = [hues.get(passage.event) for passage in items]
@@ -237,12 +246,13 @@ def _by_stage(passages: Iterable[Passage], topics: dict[str, Lane]) -> dict[str,
     return lanes
 
 
-def _with_time(items: list[_Timed]) -> list[_Timed]:
+def _with_time(items: list[_Timed]) -> tuple[list[_Timed], list[float]]:
     """Leaves out what has no place on an axis: a file may hold any number, and none at all (NaN)."""
     times = [item.time for item in items]
     if not isnan(sum(times)) and min(times, default=0) > -_FAR and max(times, default=0) < _FAR:
-        return items
-    return [item for item in items if -_FAR < item.time < _FAR]
+        return items, times
+    items = [item for item in items if -_FAR < item.time < _FAR]
+    return items, [item.time for item in items]
 
 
 def _in_order(topics: dict[str, Lane], stages: dict[str, Lane], max_lanes: int) -> list[Lane]:

@@ -23,6 +23,8 @@ from rxbus.recording._ring import Ring
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from rxbus.display import Marbles
+
 
 class Recording(Ring, _wings.Shown):
     """The events of a bus that match a pattern, and what has become of them.
@@ -178,9 +180,16 @@ class Recording(Ring, _wings.Shown):
         """
         write_trace(self.tape(), Path(path))
 
+    def marbles(self, **options: Any) -> Marbles:
+        """Draws it as a marble diagram, as it is now; see `rxbus.display.marbles` for the options.
+
+        Notebooks show what this gives as a picture, `print` as text.
+        """
+        return _wings.marbles(self, **options)
+
     def to_svg(self, **options: Any) -> str:
-        """Draws it as a marble diagram; see `rxbus.display.marbles` for the options."""
-        return _wings.svg(self, **options)
+        """Draws it as a marble diagram, as SVG; see `rxbus.display.marbles` for the options."""
+        return self.marbles(**options).svg
 
     def __enter__(self) -> Recording:
         return self

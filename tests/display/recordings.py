@@ -28,8 +28,10 @@ class MadeUp:
         self.deliveries = list(deliveries)
         self.passages = list(passages)
         self.dropped = dropped
-        self.pattern = ">"
         self.began = BEGAN
+
+    def tape(self) -> MadeUp:
+        return self
 
 
 def made_up(

@@ -29,7 +29,8 @@ def test_wide_and_stacked_characters() -> None:
     assert pixels("日", 10) >= 10
     assert pixels("😀", 10) >= 12
     assert pixels("z\u0301\u0301", 10) == pixels("z", 10)
-    assert pixels("ש", 10) < pixels("Ж", 10)
+    assert pixels("é", 10) == pixels("e", 10)
+    assert pixels("i", 10) < pixels("ש", 10) == pixels("Ж", 10) < pixels("ß", 10)
     assert is_measured("{'price': 101.5}")
     assert not is_measured("日")
 
