@@ -9,6 +9,7 @@ An event flows one way, and each module imports only from those below it:
     _topic            topics as Subjects, subscriptions as Observables
     operators         operators that know about acknowledgement (_buffered, _coroutines)
     _scheduler        BlockingScheduler: the delivery engine as a reactivex scheduler
+    _virtual          virtual time
     _watch            what the monitor looks at: hand-off, stall warnings
     _delivery         publishing: the round, and what it waits for (_delivery_async: on a loop)
     _log              a topic's events in their one order
@@ -35,6 +36,7 @@ from rxbus._scheduler import BlockingScheduler
 from rxbus._statistics import Statistics, TopicStatistics
 from rxbus._topic import Subscription, TopicSubject
 from rxbus._trace import StageTracer, Tracer
+from rxbus._virtual import VirtualClock
 from rxbus.errors import (
     AcknowledgementTimeout,
     BufferOverflow,
@@ -70,6 +72,7 @@ __all__ = [
     "TopicStatistics",
     "TopicSubject",
     "Tracer",
+    "VirtualClock",
     "defer",
     "errors",
     "matcher",

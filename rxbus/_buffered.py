@@ -66,13 +66,13 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
     return operator
 
 
-_spare = Workers(None)  # for buffers behind sources that are no bus's
+_spare = Workers(None, "rxbus-spare")  # for buffers behind sources that are no bus's
 
 
 def _inherit() -> None:
     """In a forked child: the threads of the spare workers exist in the parent only."""
     global _spare
-    _spare = Workers(None)
+    _spare = Workers(None, "rxbus-spare")
     buffers._at_fork_reinit()  # type: ignore[attr-defined] # pyright: ignore # as threading's own classes do
 
 

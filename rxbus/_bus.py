@@ -28,7 +28,7 @@ from rxbus._statistics import Statistics, of_bus
 from rxbus._taps import Tapped
 from rxbus._topic import Subscription, TopicSubject
 from rxbus._workers import Crew
-from rxbus.errors import BusClosed, InvalidArgument, RxBusError
+from rxbus.errors import BusClosed, InvalidArgument, InvalidTopic, RxBusError
 
 if TYPE_CHECKING:
     from rxbus.display import Monitor, Top
@@ -83,7 +83,11 @@ class EventBus(Tapped):
     @overload
     def publish(self, topic: Topic[T], payload: T, *, timeout: float | None = None) -> Receipt: ...
     @overload
-    def publish(self, topic: str | Topic[None], payload: Any = None, *, timeout: float | None = None) -> Receipt: ...
+    def publish(self, topic: str, payload: Any = None, *, timeout: float | None = None) -> Receipt: ...
+    @overload
+    def publish(
+        self, topic: Topic[T | None] | Topic[object], payload: None = None, *, timeout: float | None = None
+    ) -> Receipt: ...
     def publish(self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None) -> Receipt:
         """Publishes an event and blocks until every observer attached when the call began has acknowledged it.
 
@@ -119,8 +123,10 @@ class EventBus(Tapped):
     @overload
     async def publish_async(self, topic: Topic[T], payload: T, *, timeout: float | None = None) -> Receipt: ...
     @overload
+    async def publish_async(self, topic: str, payload: Any = None, *, timeout: float | None = None) -> Receipt: ...
+    @overload
     async def publish_async(
-        self, topic: str | Topic[None], payload: Any = None, *, timeout: float | None = None
+        self, topic: Topic[T | None] | Topic[object], payload: None = None, *, timeout: float | None = None
     ) -> Receipt: ...
     async def publish_async(
         self, topic: str | Topic[Any], payload: Any = None, *, timeout: float | None = None
@@ -244,6 +250,8 @@ class EventBus(Tapped):
             BusClosed: The bus has been closed.
             RxBusError: The function is `async def`, and no event loop is running.
         """
+        if callable(topic_or_pattern):
+            raise InvalidTopic(topic_or_pattern, "write @bus.on(topic), with the topic that the function is to get")
         subscription = self.subscribe(topic_or_pattern, name=name)
 
         def attach(function: F) -> F:

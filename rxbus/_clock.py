@@ -1,15 +1,20 @@
-"""The clock: what calls back later."""
+"""The clock: what time it is, and what calls back later."""
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import threading
+import time
+from contextlib import suppress
 from itertools import count
 from time import monotonic
 
+from rxbus._bell import Bell
 from rxbus._fan_out import logger
 from rxbus._here import Job
-from rxbus._workers import IDLE_SECONDS, Worker
+from rxbus._watch import Watch
+from rxbus._workers import IDLE_SECONDS, Monitor, Worker
 from rxbus.errors import RxBusError
 
 
@@ -31,12 +36,15 @@ class Timer:
 
 
 class Clock:
-    """Makes calls at their times, on a thread of its own that ends when there has been none to make for ten seconds.
+    """The machine's time, and calls at their times, on a thread of its own that ends ten seconds after the last.
 
     Calls must not raise, and one that may block says so first; see `lend`. (Not reactivex's `EventLoopScheduler`:
     disposed of at the wrong moment, its thread goes on waiting for the next call, and what is disposed of stays in its
     queue until its time comes.)
     """
+
+    time = staticmethod(time.time)
+    monotonic = staticmethod(monotonic)
 
     SPARSE = 64  # how many timers that were disposed of are kept at least until the queue is made anew
 
@@ -74,6 +82,25 @@ class Clock:
                 timer.call = timer.lost = None
                 raise RxBusError("nothing can be scheduled for later: the system can start no thread")
         return timer
+
+    def wait(self, bell: Bell, deadline: float | None) -> bool:
+        """Waits until a bell rings; False when the deadline has passed."""
+        return bell.wait(None if deadline is None else deadline - monotonic())
+
+    async def wait_async(self, rung: asyncio.Event, deadline: float | None) -> bool:
+        """The same without blocking the event loop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if deadline is None else deadline - monotonic()):
+                return await rung.wait()
+        return False
+
+    def skip(self) -> bool:
+        """Nothing can be skipped: this time passes by itself."""
+        return False
+
+    def watch(self, interval: float, watch: Watch) -> Monitor:
+        """What looks at publishes as time passes."""
+        return Monitor(interval, watch.look)
 
     def lend(self) -> None:
         """The calling thread, if it is the clock's, is going to run user code: another calls what that waits for."""

@@ -62,7 +62,8 @@ class _Closing:
             flush = _Flush(lanes)
             while flush.left:
                 flush.left -= self._let_go()
-                flush.wait(None if self.loop is None and not self._here.owed else LOOK)
+                if not self._crew.time.skip():
+                    flush.wait(None if self.loop is None and not self._here.owed else LOOK)
             _give_what_is_deferred(lanes)
             while not self._crew.join(LOOK) or self._is_anybody_inside():
                 self._let_go()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic, time
+from time import time
 from typing import Any
 
 from reactivex.scheduler.currentthreadscheduler import CurrentThreadSchedulerSingleton
@@ -37,7 +37,8 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
 
     This is the short way, for an outermost publish to a single observer that is free: the turn of its lane orders
     the events, so that neither the lock nor an entry in the log is needed. An id is drawn before the log is found
-    to be empty and unlocked; hence an event that another publisher appends later has a higher one.
+    to be empty and unlocked; hence an event that another publisher appends later has a higher one. The time is the
+    machine's: in virtual time, no log has an `only`.
     """
     here, hub = local.here, log.hub
     if (
@@ -131,7 +132,7 @@ def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw:
 
 
 def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
-    deadline = None if timeout is None else monotonic() + timeout
+    deadline = None if timeout is None else log.hub.engine.time.monotonic() + timeout
     outer = here.fan if here.feed is None else current_fan_out(here)
     # With `outer` and in no handler, a destructor publishes between two lines of a round.
     before = None if outer is None else (here.feed, here.event, outer, here.delivery)
@@ -329,7 +330,7 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
                 engine.waiting[fan] = None
             if wait.count > 0 and is_holding(here, log.hub):
                 raise Reentered
-            in_time = wait.sleep(deadline)
+            in_time = wait.sleep(deadline, engine.time)
         finally:
             engine.waiting.pop(fan, None)
             if fan.origin is not None and fan.origin.fan is fan:

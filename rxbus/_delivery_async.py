@@ -12,7 +12,7 @@ from rxbus._acknowledgement import Receipt, work_for_coroutine
 from rxbus._delivery import give_up, round_lanes
 from rxbus._fan_out import FanOut, Wait, ledger
 from rxbus._handover import hand_over
-from rxbus._here import local, run_later
+from rxbus._here import Time, local, run_later
 from rxbus._lane import Entry
 from rxbus._log import Log, Retired
 from rxbus._outcome import nobody, outcome
@@ -33,6 +33,7 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
     if not fan.feeds or entry is None:
         return nobody(fan)
     engine = log.hub.engine
+    deadline = None if timeout is None else engine.time.monotonic() + timeout
     settled = asyncio.Event()
     count = len(fan.feeds)
     wait = fan.waiting()
@@ -53,7 +54,7 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
             engine.monitor.wake()
         if fan.root is None:
             engine.waiting[fan] = None
-        in_time = await _wait(wait, settled, timeout)
+        in_time = await _wait(wait, settled, deadline, engine.time)
     except BaseException:  # cancelled
         wait.leave(engine.submit)
         wait.log_failures()
@@ -65,17 +66,13 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
     return outcome(log.name, event, fan, count, in_time, timeout)
 
 
-async def _wait(wait: Wait, rung: asyncio.Event, timeout: float | None) -> bool:
-    """Waits until nothing is missing, and does meanwhile what is offered; False when so many seconds have passed."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
-            while True:
-                rung.clear()
-                wait.pass_on(lambda job: job())
-                if wait.count <= 0:
-                    break
-                await rung.wait()
-    return wait.count <= 0
+async def _wait(wait: Wait, rung: asyncio.Event, deadline: float | None, clock: Time) -> bool:
+    """Waits until nothing is missing, and does meanwhile what is offered; False when the deadline has passed."""
+    while True:
+        rung.clear()
+        wait.pass_on(lambda job: job())
+        if wait.count <= 0 or not await clock.wait_async(rung, deadline):
+            return wait.count <= 0
 
 
 def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:

@@ -54,7 +54,8 @@ class Topic(Generic[T]):
 
     Args:
         name: Non-empty tokens joined by `.`, at most 255 characters; no white space, control characters, `*` or `>`.
-        payload_type: What its events carry.
+        payload_type: What its events carry. Where that is no plain class, type checkers want to be told:
+            `PRICE: Topic[float | None] = Topic("price", float | None)`.
 
     Raises:
         InvalidTopic: `name` is not such a name.
@@ -68,6 +69,8 @@ class Topic(Generic[T]):
     def __init__(self: Topic[object], name: str) -> None: ...
     @overload
     def __init__(self, name: str, payload_type: type[T]) -> None: ...
+    @overload
+    def __init__(self: Topic[Any], name: str, payload_type: Any) -> None: ...
     def __init__(self, name: str, payload_type: type[Any] = object) -> None:
         object.__setattr__(self, "_name", check_name(name))
         object.__setattr__(self, "_payload_type", payload_type)

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from rxbus._bell import Bell
-from rxbus._here import Frame, Here, Job, Origin, Trail, local
+from rxbus._here import Frame, Here, Job, Origin, Time, Trail, local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
@@ -240,7 +239,7 @@ class Wait:
             self.ring()
         return accepted
 
-    def sleep(self, deadline: float | None) -> bool:
+    def sleep(self, deadline: float | None, clock: Time) -> bool:
         """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed."""
         here = local.here
         owed = [fan.waiting() for fan in here.owed]
@@ -252,7 +251,7 @@ class Wait:
         try:
             here.waits.append((here.feed, here.fan, here.origin))
             while not self._is_over(here):
-                if not bell.wait(None if deadline is None else deadline - monotonic()):
+                if not clock.wait(bell, deadline):
                     break
             return self.count <= 0
         finally:

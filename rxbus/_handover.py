@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rxbus._fan_out import FanOut, ledger
@@ -60,8 +61,8 @@ def hand(feed: Feed, fan: FanOut) -> None:
     engine.submit(job)
 
 
-def hand_over(fan: FanOut) -> int:
-    """Has workers deliver to all lanes that the publisher has not come to; says to how many.
+def hand_over(fan: FanOut, most: int | None = None) -> int:
+    """Has workers deliver to lanes that the publisher has not come to, all or so many; says to how many.
 
     A nested publisher is kept from leaving meanwhile: between the taking off and the handing nothing is counted yet,
     and what it has begun would be nobody's.
@@ -71,9 +72,10 @@ def hand_over(fan: FanOut) -> int:
         with ledger:
             nested.count += 1
     try:
-        rest = list(fan.rest)
-        with suppress(IndexError):
-            rest.append((fan.last or []).pop())
+        rest = list(islice(fan.rest, most))
+        if len(rest) != most:
+            with suppress(IndexError):
+                rest.append((fan.last or []).pop())
         for feed in rest:
             hand(feed, fan)
     finally:

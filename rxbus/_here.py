@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
@@ -16,11 +17,13 @@ from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Acknowledgement, Delivery
+    from rxbus._bell import Bell
     from rxbus._cells import Cell
     from rxbus._fan_out import FanOut, Wait
     from rxbus._lane import Entry
     from rxbus._log import Hub, Log
     from rxbus._observer import Feed
+    from rxbus._watch import Watch
     from rxbus._workers import Monitor
 
 Job = Callable[[], object]
@@ -36,12 +39,67 @@ class Reentered(RxBusError):
         super().__init__("a destructor or signal handler uses a topic that its thread was just about to change")
 
 
+class Timed(Protocol):
+    """A call that is to be made."""
+
+    def dispose(self) -> None:
+        """Has it not be made; nothing happens where it has been."""
+
+
+class Time(Protocol):
+    """Whence an engine has its time, and how its publishers let it pass: the machine's, or virtual."""
+
+    lock: Any  # an RLock, which no thread may hold while it waits
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since whenever; never goes back."""
+        ...
+
+    def call_after(self, seconds: float, call: Job, lost: Job | None = None) -> Timed:
+        """Makes a call in so many seconds; `lost` instead, where the engine is closed before."""
+        ...
+
+    def wait(self, bell: Bell, deadline: float | None) -> bool:
+        """Waits until the bell rings; False at the deadline (monotonic), or where nothing can ever ring it."""
+        ...
+
+    async def wait_async(self, rung: asyncio.Event, deadline: float | None) -> bool:
+        """The same without blocking the event loop."""
+        ...
+
+    def skip(self) -> bool:
+        """Goes on to what the engine is to call next; False where nothing is, or time passes by itself."""
+        ...
+
+    def watch(self, interval: float, watch: Watch) -> Monitor:
+        """What looks at publishes as time passes."""
+        ...
+
+    def lend(self) -> None:
+        """The calling thread, if it is one that calls back, is going to run user code."""
+
+    def is_worker(self) -> bool:
+        """Whether the calling thread is one that was lent."""
+        ...
+
+    def shut(self) -> None:
+        """Forgets all calls that there are now; `finish` does the rest."""
+
+    def finish(self) -> None:
+        """Waits until the threads have ended that were to end, and says which calls are lost. Can be made again."""
+
+
 class Engine(Protocol):
     """What delivery and operators need of the scheduler above them."""
 
     limit: int | None  # of workers; 0: everything on the publishing thread
     handoff_after: float
     monitor: Monitor
+    time: Time
     waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
     loops: dict[Acknowledgement, AbstractEventLoop]  # what event loops owe
     guards: list[Any]  # its RLocks, which no thread may hold while it waits
@@ -68,6 +126,7 @@ class Here:
         "kept",
         "later",
         "loop",
+        "native",
         "origin",
         "outer",
         "owed",
@@ -102,6 +161,7 @@ class Here:
         self.cell: Cell | None = None  # the block in which it attaches; see `EventBus.cell`
         self.tracing = False  # it is telling tracers: what they publish is not traced
         self.thread = threading.get_ident()
+        self.native = threading.get_native_id()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self
 

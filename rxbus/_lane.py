@@ -333,6 +333,7 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
         if here.outer and here.outer[-1] is here.fan:
             here.outer.pop()
     lane = feed.lane
+    # By the clock, even where the thread was starved (see `Watch`): one observer is handed to one worker, not all.
     if perf_counter() - began >= lane.engine.handoff_after:
         lane.slow = SLOW
     elif lane.slow:

@@ -37,12 +37,13 @@ class Hub:
 
     __slots__ = (
         *("_lock", "closed", "closing", "dropped", "engine", "failed"),
-        *("guards", "ids", "max_chain", "resolve", "tracers", "why"),
+        *("guards", "ids", "max_chain", "resolve", "time", "tracers", "why"),
     )
 
     def __init__(self, engine: Engine, max_chain: int) -> None:
         self.engine = engine
         self.max_chain = max_chain
+        self.time: Callable[[], float] = engine.time.time
         self.resolve: Callable[[str], Log]  # the log of a topic name; set by the registry
         self.ids = itertools.count(1)
         self.guards: list[Any] = [ledger, *engine.guards]  # locks that no thread may hold while it waits
@@ -60,14 +61,14 @@ class Hub:
             known = () if self.tracers is None else self.tracers.all
             if any(one is tracer for one in known):
                 return False
-            self.tracers = Tracers((*known, tracer), self.untrace)
+            self.tracers = Tracers((*known, tracer), self.untrace, self.time)
             return True
 
     def untrace(self, tracer: Tracer) -> None:
         """Tells it of no further event."""
         with self._lock:
             left = () if self.tracers is None else tuple(one for one in self.tracers.all if one is not tracer)
-            self.tracers = Tracers(left, self.untrace) if left else None
+            self.tracers = Tracers(left, self.untrace, self.time) if left else None
 
 
 def _in_order(method: Callable[Concatenate[Log, P], R]) -> Callable[Concatenate[Log, P], R]:
@@ -276,7 +277,7 @@ class Log:
             self._fanned, self._folded = self.fanned(), self.published
 
     def _find_only(self) -> None:
-        alone = len(self.feeds) == 1 and not self.loops and not self.hub.closing
+        alone = len(self.feeds) == 1 and not self.loops and not self.hub.closing and self.hub.time is time
         self.only = next(iter(self.feeds)) if alone else None
 
     def append(self, here: Here, payload: Any, raw: bool, loop: AbstractEventLoop | None) -> FanOut:
@@ -312,9 +313,8 @@ class Log:
             if self.loops:
                 _check_loops(self.name, feeds, loop, parent)
             id = next(hub.ids)
-            event = (
-                payload if raw else Event(self.name, payload, id, time(), None if origin is None else _cause(origin))
-            )
+            cause = None if origin is None else _cause(origin)
+            event = payload if raw else Event(self.name, payload, id, hub.time(), cause)
             self.published += 1
             fan = FanOut(self, event, id, feeds, iter(feeds) if GIL else _Once(feeds), None, copy_context(), loop)
             if origin is not None:

@@ -17,11 +17,12 @@ from reactivex.scheduler import CurrentThreadScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
 from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, work_for
-from rxbus._clock import Clock, Timer
+from rxbus._clock import Clock
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
-from rxbus._here import Job, Once, local, run_later
+from rxbus._here import Job, Once, Time, Timed, local, run_later
+from rxbus._virtual import VirtualClock, VirtualTime
 from rxbus._watch import Watch
-from rxbus._workers import Monitor, Workers
+from rxbus._workers import Workers
 from rxbus.errors import InvalidArgument
 
 _TState = TypeVar("_TState")
@@ -31,8 +32,9 @@ class BlockingScheduler(PeriodicScheduler):
     """The scheduler that waits for every observer: it delivers a bus's events, on as few threads as will do.
 
     A publisher calls one handler after another on its own thread. Where one takes longer than `handoff_after`, the
-    others are handed to workers, and an observer that was slow goes to a worker at once from then on, until it has been
-    fast sixteen times. (The ideas: Go's sysmon and Linux's concurrency-managed workqueues.)
+    others are handed to workers, eight at a time for each thread that is stuck, and an observer that was slow goes to a
+    worker at once from then on, until it has been fast sixteen times. (The ideas: Go's sysmon and Linux's
+    concurrency-managed workqueues.)
 
     It is a reactivex scheduler too. An action scheduled on it during a delivery belongs to that delivery: the publisher
     waits for it, and the observer's turn lasts until it has ended. What is scheduled outside a delivery simply runs.
@@ -42,21 +44,35 @@ class BlockingScheduler(PeriodicScheduler):
     Args:
         max_workers: The most worker threads at a time. None: as many as observers block at once. 0: none, everything
             runs on the publishing thread in the order of attachment; deterministic, for tests.
-        handoff_after: Seconds after which a handler counts as slow.
+        handoff_after: Seconds after which a handler on its publisher's thread counts as slow: of waiting, or of
+            computing. Where the system tells (Linux), a thread that could run and gets no processor is not slow.
         stall_after: Seconds after which a publish that does not end is logged, and again each time that has doubled.
+        clock: Virtual time instead of the machine's, for tests; `max_workers` is 0 then.
 
     Raises:
-        InvalidArgument: A number is negative, or a time is zero.
+        InvalidArgument: A number is negative, or a time is zero; or there is a clock, and workers, who do not know it.
     """
 
-    def __init__(self, max_workers: int | None = None, handoff_after: float = 0.001, stall_after: float = 5.0) -> None:
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        handoff_after: float = 0.001,
+        stall_after: float = 5.0,
+        *,
+        clock: VirtualClock | None = None,
+    ) -> None:
         if max_workers is not None and (not isinstance(max_workers, int) or max_workers < 0):
             raise InvalidArgument(f"max_workers is None or a number from 0 on, not {max_workers!r}")
         if not all(isinstance(seconds, int | float) and seconds > 0 for seconds in (handoff_after, stall_after)):
             raise InvalidArgument("handoff_after and stall_after are seconds, more than 0")
+        if clock is not None and (not isinstance(clock, VirtualClock) or max_workers != 0):
+            raise InvalidArgument(
+                f"clock is a VirtualClock, and goes with max_workers=0, not {max_workers!r}: {clock!r}"
+            )
         self.limit = max_workers
         self.handoff_after = handoff_after
         self.stall_after = stall_after
+        self._virtual = clock
         self._begin()
         schedulers.add(self)
 
@@ -64,9 +80,9 @@ class BlockingScheduler(PeriodicScheduler):
         self.waiting: dict[FanOut, None] = {}
         self.loops: dict[Acknowledgement, AbstractEventLoop] = {}
         self._workers = Workers(self.limit)
-        self.monitor = Monitor(self.handoff_after, Watch(self, self.handoff_after, self.stall_after).look)
-        self._clock = Clock()
-        self.guards = [self._workers.lock, self.monitor.lock, self._clock.lock]
+        self.time: Time = Clock() if self._virtual is None else VirtualTime(self._virtual, self.loops)
+        self.monitor = self.time.watch(self.handoff_after, Watch(self, self.handoff_after, self.stall_after))
+        self.guards = [self._workers.lock, self.monitor.lock, self.time.lock]
         self._closing = False  # what is scheduled outside of a delivery is given up
         self._lock = threading.RLock()  # guards the fields below
         self._buses: dict[int, None] = {}
@@ -74,6 +90,16 @@ class BlockingScheduler(PeriodicScheduler):
     def _inherit(self) -> None:
         """In a forked child: the threads exist in the parent only."""
         self._begin()
+
+    @property
+    def clock(self) -> VirtualClock | None:
+        """Its virtual time; None: it goes by the machine's."""
+        return self._virtual
+
+    @property
+    def now(self) -> datetime:
+        """The time, in UTC."""
+        return self.to_datetime(self.time.time())
 
     @property
     def workers(self) -> int:
@@ -93,7 +119,7 @@ class BlockingScheduler(PeriodicScheduler):
 
     def is_worker(self) -> bool:
         """Whether the calling thread is one of its workers."""
-        return self._workers.is_worker() or self._clock.is_worker()
+        return self._workers.is_worker() or self.time.is_worker()
 
     def acquire(self, bus: object) -> None:
         """A bus begins to use it."""
@@ -123,13 +149,13 @@ class BlockingScheduler(PeriodicScheduler):
 
     def _shut(self) -> None:
         self._closing = True
-        self._clock.shut()
+        self.time.shut()
         self._workers.shut()
         self.monitor.shut()
 
     def _finish(self) -> None:
         try:
-            self._clock.finish()
+            self.time.finish()
             self._workers.finish()
             self.monitor.finish()
         finally:
@@ -154,7 +180,7 @@ class BlockingScheduler(PeriodicScheduler):
         if seconds <= 0:
             return self.schedule(action, state)
         scheduled = _Scheduled(self, lambda: self.invoke_action(action, state))
-        return scheduled.begin(lambda one: one.also(self._clock.call_after(seconds, one.ring, one.disposable.dispose)))
+        return scheduled.begin(lambda one: one.also(self.time.call_after(seconds, one.ring, one.disposable.dispose)))
 
     def schedule_absolute(
         self, duetime: typing.AbsoluteTime, action: typing.ScheduledAction[_TState], state: _TState | None = None
@@ -178,7 +204,7 @@ class _Scheduled:
         self._held: Acknowledgement | None = None
         self._context = copy_context()
         self._right = Once()  # of who runs or disposes of it
-        self._timer: Timer | None = None
+        self._timer: Timed | None = None
         self._result: abc.DisposableBase | None = None
         self.disposable = Disposable(self._dispose)
 
@@ -199,14 +225,14 @@ class _Scheduled:
             raise
         return self.disposable
 
-    def also(self, timer: Timer) -> None:
+    def also(self, timer: Timed) -> None:
         """Takes the timer that will call `due`, to be disposed of with it."""
         self._timer = timer
 
     def ring(self) -> None:
         """It is time, says the clock, on its thread; see `due`."""
         if self._scheduler.limit == 0:  # it may be done here
-            self._scheduler._clock.lend()
+            self._scheduler.time.lend()
         self.due()
 
     def due(self) -> None:

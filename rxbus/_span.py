@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from time import time
 from typing import Any
 
 from rxbus._event import Event
@@ -28,7 +27,7 @@ class Span:
         self._thread = threading.current_thread().name
         self._owed = False  # it is counted in `_wait`; under the ledger
         self.open = True  # taken off by who tells: a single bytecode
-        self._start = time()
+        self._start = tracers.time()
 
     def begin(self) -> None:
         """Has the publisher wait. Not when it is made: an interrupt could strike before anybody has it."""

@@ -49,14 +49,15 @@ class Tapped(Shown):
         """
         if not isinstance(tracer, Tracer):
             raise InvalidArgument(f"a tracer has published(), delivered() and settled(), but not {tracer!r}")
-        if self._hub.closing:
-            raise BusClosed(self._hub.why)
-        if not self._hub.trace(tracer):
+        hub = self._hub  # what detaches it keeps no bus alive
+        if hub.closing:
+            raise BusClosed(hub.why)
+        if not hub.trace(tracer):
             raise InvalidArgument(f"the tracer is attached already: {tracer!r}")
-        cell = current_cell(self._hub)
+        cell = current_cell(hub)
 
         def detach() -> None:
-            self._hub.untrace(tracer)
+            hub.untrace(tracer)
             if cell is not None:
                 cell.forget(tracer)
 
@@ -94,11 +95,11 @@ class Tapped(Shown):
         """
         if self._hub.closing:
             raise BusClosed(self._hub.why)
-        key = object()
-        self._at_close[key] = callback
+        key, callbacks = object(), self._at_close  # what takes it back keeps no bus alive, either
+        callbacks[key] = callback
 
         def take_back() -> None:
-            self._at_close.pop(key, None)
+            callbacks.pop(key, None)
 
         return Disposable(take_back)
 

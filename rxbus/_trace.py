@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rxbus._event import Event
@@ -83,10 +82,11 @@ class StageTracer(Tracer, Protocol):
 class Tracers:
     """The tracers of a bus, as they were when an event was published; one at least."""
 
-    __slots__ = ("_detach", "_stages", "all")
+    __slots__ = ("_detach", "_stages", "all", "time")
 
-    def __init__(self, all: tuple[Tracer, ...], detach: Callable[[Tracer], object]) -> None:
+    def __init__(self, all: tuple[Tracer, ...], detach: Callable[[Tracer], object], time: Callable[[], float]) -> None:
         self.all = all
+        self.time = time  # of the bus, in seconds since the epoch
         self._stages = tuple(tracer for tracer in all if isinstance(tracer, StageTracer))
         self._detach = detach
 
@@ -99,14 +99,14 @@ class Tracers:
     def delivered(
         self, event: Event[Any], observer: str, start: float, thread: str, error: BaseException | None
     ) -> None:
-        end = time()
+        end = self.time()
         self._tell(self.all, lambda tracer: tracer.delivered(event, observer, start, end, thread, error))
 
     def passed(
         self, stage: str, kind: Literal["next", "error", "completed"], value: Any, event: Event[Any] | None
     ) -> None:
         if self._stages:
-            now = time()
+            now = self.time()
             self._tell(self._stages, lambda tracer: tracer.passed(stage, kind, value, event, now))
 
     def _tell(self, tracers: tuple[_T, ...], call: Callable[[_T], None]) -> None:

@@ -5,14 +5,17 @@ Correctness never depends on it: without it, a slow handler would only hold up t
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from time import monotonic
-from typing import Any
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from rxbus._acknowledgement import Acknowledgement
 from rxbus._fan_out import FanOut, ledger, logger, pending
@@ -21,7 +24,22 @@ from rxbus._here import Engine, Here, pass_on_later, places
 from rxbus._lane import SLOW
 from rxbus.errors import RxBusError
 
+if TYPE_CHECKING:
+    from rxbus._observer import Feed
+
 MOST = 10  # how many observers a warning names
+SHARE = 8  # to how many workers a thread that is stuck hands over at each look
+
+
+class Stand(msgspec.Struct, eq=False):
+    """What a thread was doing when it was seen first."""
+
+    feed: Feed
+    fan: FanOut | None
+    event: Any
+    since: float  # when it was seen first, or was starved last
+    ran: int | None = None  # for how long it had run when it was found starved first
+    slow: bool = False  # its handler has been found slow, and stays that
 
 
 class Watch:
@@ -29,7 +47,8 @@ class Watch:
 
     Args:
         engine: Whose deliveries are watched.
-        handoff_after: Seconds after which a handler is slow: the lanes behind it are handed to workers.
+        handoff_after: Seconds after which a handler is slow: the lanes behind it are handed to workers. Linux
+            tells whether it has waited or run for so long, or just got no processor; elsewhere it is time by the clock.
         stall_after: Seconds after which a publish is stalled: a warning is logged, again when that has doubled.
     """
 
@@ -37,28 +56,27 @@ class Watch:
         self._engine = engine
         self._handoff_after = handoff_after
         self._stall_after = stall_after
-        self._inside: dict[Here, tuple[Any, Any, Any, float]] = {}  # what each thread was doing, since when
+        self._inside: dict[Here, Stand] = {}
         self._stalled: dict[int, tuple[Any, float, float]] = {}  # publishes: since when, and when to tell (again)
 
     def look(self) -> bool | None:
         """Looks once; see `Monitor`."""
-        now = monotonic()
+        now = self._engine.time.monotonic()
         news = False
-        inside: dict[Here, tuple[Any, Any, Any, float]] = {}
+        inside: dict[Here, Stand] = {}
         publishes: dict[int, tuple[Any, str]] = {}
         for here in list(places.values()):
             feed, fan, event = here.feed, here.fan, here.event
             if feed is None or feed.lane.engine.monitor is not self._engine.monitor:
                 continue
-            before = self._inside.get(here)
-            if before is not None and before[0] is feed and before[1] is fan and before[2] is event:
-                inside[here] = before
-                if now - before[3] >= self._handoff_after and self._engine.limit != 0:
-                    news |= self._hand_off(here, fan)
-                    feed.lane.slow = SLOW
-            else:
-                inside[here] = (feed, fan, event, now)
-                news = True
+            stand = self._inside.get(here)
+            if stand is None or stand.feed is not feed or stand.fan is not fan or stand.event is not event:
+                stand = Stand(feed, fan, event, now)
+            elif self._engine.limit != 0 and self._is_slow(here, stand, now):
+                news |= self._hand_off(here, fan)
+                feed.lane.slow = SLOW
+            news |= stand.since == now
+            inside[here] = stand
             outermost = event if fan is None else fan.top
             publishes[id(outermost)] = (outermost, feed.log.name if fan is None else fan.top.log.name)
         for fan in list(self._engine.waiting):
@@ -70,6 +88,27 @@ class Watch:
                 self._give_up(owed)
         return news if publishes or self._engine.loops else None
 
+    def _is_slow(self, here: Here, stand: Stand, now: float) -> bool:
+        """Whether a thread is stuck in a handler that has waited, or run, for too long.
+
+        It has not while it is starved: ready to run, but the machine is busy with something else. Workers would be so
+        too, each in the handler that it has begun, hence one for every observer.
+        """
+        if stand.slow or now - stand.since < self._handoff_after:
+            return stand.slow
+        ran = processor_time(here.native)
+        if ran is not None:
+            stand.ran = ran if stand.ran is None else stand.ran
+            if ran - stand.ran < self._handoff_after * 1e9:
+                stand.since = now
+                return False
+        stand.slow = here.feed is stand.feed and here.event is stand.event  # it could go on while it was asked about
+        return stand.slow
+
+    def due(self) -> float:
+        """When it is to warn next of what it has seen; infinity where there is nothing."""
+        return min((due for _, _, due in self._stalled.values()), default=inf)
+
     def _give_up(self, owed: Acknowledgement) -> None:
         """An event loop has been closed with a coroutine that was not done, or had not begun: nobody else will tell."""
         error = RxBusError("the event loop was closed before the coroutine was done")
@@ -78,11 +117,15 @@ class Watch:
             self._engine.submit(give)
 
     def _hand_off(self, here: Here, fan: FanOut | None) -> bool:
-        """Hands what waits behind a stuck handler to workers; tells whether there was anything."""
+        """Hands what waits behind a stuck handler to workers; tells whether there was anything.
+
+        Few at a time, since one of them may be enough for all that is left. Where these get stuck too, they hand over
+        in their turn at the next look, so that the workers multiply as long as handlers block, and only then.
+        """
         handed = 0
         for one in (fan, *here.outer):
             while one is not None:
-                handed += hand_over(one)
+                handed += hand_over(one, SHARE)
                 one = one.parent
         # What a waiting publisher was offered waits behind the handler that it is stuck in. Not with a limited pool:
         # there it is the one thread that is sure to come to it.
@@ -102,6 +145,27 @@ class Watch:
                 logger.warning("publish to %r has waited %.1f s for %s", topic, waited, _listed(_whom(publish)))
             stalled[key] = (publish, since, due)
         self._stalled = stalled
+
+
+def processor_time(thread: int) -> int | None:
+    """For how many nanoseconds a thread has run, if it runs or could; None: it waits, or that cannot be found out.
+
+    A file can be asked for a thread that has ended; its clock (`pthread_getcpuclockid`) cannot.
+    """
+    try:
+        if not _read(thread, "stat").rpartition(b") ")[2].startswith(b"R"):  # behind a name that may hold anything
+            return None
+        return int(_read(thread, "schedstat").split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _read(thread: int, name: str) -> bytes:
+    file = os.open(f"/proc/self/task/{thread}/{name}", os.O_RDONLY)
+    try:
+        return os.read(file, 1000)
+    finally:
+        os.close(file)
 
 
 def _whom(publish: Any) -> Iterator[str]:

@@ -79,10 +79,12 @@ class Workers:
 
     Args:
         limit: The most threads at a time; None: no limit, 0: none at all.
+        name: What the names of the threads begin with.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, name: str = "rxbus-worker") -> None:
         self.limit = limit
+        self._name = name
         # Guards all fields below; held for a few statements, except that a thread may be started under it. An RLock,
         # since the garbage collector may run a destructor that publishes.
         self.lock = threading.RLock()
@@ -106,7 +108,7 @@ class Workers:
                 del self._idle[worker]
                 worker.jobs.put(job)
             elif self.limit is None or len(self._threads) < self.limit:
-                worker = Worker(self._run, f"rxbus-worker-{len(self._threads) + 1}", job)
+                worker = Worker(self._run, f"{self._name}-{len(self._threads) + 1}", job)
                 self._threads[worker] = None
                 try:
                     started = worker.start()
@@ -204,6 +206,7 @@ class Crew:
         self.limit = engine.limit
         self.handoff_after = engine.handoff_after
         self.monitor = engine.monitor
+        self.time = engine.time
         self.waiting = engine.waiting
         self.loops = engine.loops
         self.guards = engine.guards

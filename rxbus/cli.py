@@ -1,6 +1,6 @@
 """The terminal: `rxbus demo`, which shows the bus at work on the machine's own life, and all other commands.
 
-It needs the extra `cli` (typer, rich, psutil), and says so where that is missing.
+It needs the extra `cli` (typer, rich, psutil, hdrhistogram), and says so where that is missing.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Annotated
 from rxbus import __version__
 from rxbus.errors import MissingExtra
 
-_EXTRA = ("typer", "rich", "psutil")
+_EXTRA = ("typer", "rich", "psutil", "hdrh")
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def _application() -> Callable[[], object]:
         MissingExtra: A package of the extra is not installed.
     """
     try:
+        import hdrh.histogram  # type: ignore[import-untyped]  # noqa: F401  # which is asked for later only
         import typer
 
         from rxbus import _demo

@@ -17,6 +17,7 @@ Messages are made from the attributes, so that what is printed is also there to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class AcknowledgementTimeout(RxBusError, TimeoutError):
 
     Attributes:
         topic: The topic that was published to.
-        timeout: The time that was given, in seconds.
+        timeout: The time that was given, in seconds; infinity where none was, in virtual time.
         pending: The names of the observers that have not acknowledged.
     """
 
@@ -129,7 +130,11 @@ class AcknowledgementTimeout(RxBusError, TimeoutError):
         super().__init__(str(self))  # one argument: more would be taken for a system error's number and file name
 
     def __str__(self) -> str:
-        return f"publish to {self.topic!r}: not acknowledged within {self.timeout:g} s by {', '.join(self.pending)}"
+        names = ", ".join(self.pending)
+        if self.timeout < inf:
+            return f"publish to {self.topic!r}: not acknowledged within {self.timeout:g} s by {names}"
+        why = "in virtual time, which waits for no other thread, nothing is left to happen"
+        return f"publish to {self.topic!r}: never acknowledged by {names}: {why}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AcknowledgementTimeout, (self.topic, self.timeout, self.pending), self.__dict__

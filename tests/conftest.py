@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a bus that is closed, threads with a result, and no thread left behind."""
+"""Fixtures for all tests, besides those of `rxbus.testing`: threads with a result, which are joined."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from rxbus import EventBus, _buffered
+from rxbus import _buffered
 
 PATIENCE = 10.0  # seconds that anything in a test may take
 
 settings.register_profile("rxbus", deadline=None)
 settings.load_profile("rxbus")
-
-
-@pytest.fixture
-def bus() -> Iterator[EventBus]:
-    """A bus, closed after the test."""
-    with EventBus() as bus:
-        yield bus
 
 
 @pytest.fixture
@@ -49,12 +42,10 @@ def spawn() -> Iterator[Callable[..., Future[Any]]]:
 
 
 @pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
-    """Fails a test that leaves a thread of rxbus behind, except those that end within a moment."""
-    before = set(threading.enumerate())
+def _no_spare_threads_left() -> Iterator[None]:
+    """The spare workers, which users need not care for, are to end like all others."""
     yield
     _buffered._spare.close()
-    _join([t for t in threading.enumerate() if t.name.startswith("rxbus-") and t not in before])
 
 
 def _join(threads: list[threading.Thread]) -> None:

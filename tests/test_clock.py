@@ -65,6 +65,7 @@ def test_what_is_disposed_of_is_let_go_of(clock: Clock) -> None:
     assert len(clock._queue) <= Clock.SPARSE + 1
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_call_that_fails_is_logged_and_the_clock_goes_on(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     done = threading.Event()
     clock.call_after(0, lambda: 1 / 0)

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -508,18 +509,19 @@ def test_a_base_exception_is_raised_again_at_the_publisher(bus: EventBus, neighb
     assert bus.publish("b").acknowledged == 0
 
 
-def test_failures_beside_a_base_exception_are_noted(bus: EventBus) -> None:
+@pytest.mark.rxbus_allow("pending")
+def test_failures_beside_a_base_exception_are_noted(virtual_bus: EventBus) -> None:
     def failing(event: Event[Any]) -> None:
         raise ValueError("me too")
 
     def leaving(event: Event[Any]) -> None:
         raise SystemExit(3)
 
-    bus.subscribe("a", name="failing").subscribe(failing)
-    bus.subscribe("a").subscribe(leaving)
-    bus.subscribe("a").subscribe(lambda event: defer() and None)
+    virtual_bus.subscribe("a", name="failing").subscribe(failing)
+    virtual_bus.subscribe("a").subscribe(leaving)
+    virtual_bus.subscribe("a").subscribe(lambda event: defer() and None)
     with pytest.raises(SystemExit) as caught:
-        bus.publish("a", timeout=0.2)
+        virtual_bus.publish("a", timeout=5)
     assert any("me too" in note and "in failing" in note for note in caught.value.__notes__)
 
 
@@ -638,8 +640,9 @@ def test_publishes_leave_no_memory(bus: EventBus, observers: int) -> None:
 
     tracemalloc.start()
     try:
-        before = publish(500)
-        assert publish(5000) - before < 5000
+        left = [publish(count) for count in (500, 5000, 5000, 5000)]
+        # A leak grows each time; what is made when it is needed first (a worker, on a busy machine) does not.
+        assert min(after - before for before, after in pairwise(left)) < 5000
     finally:
         tracemalloc.stop()
 
@@ -675,6 +678,7 @@ def test_a_quiet_topic_pins_no_payload(bus: EventBus, observers: int, way: str) 
 
 
 @pytest.mark.parametrize("way", ["plain", "nested"])
+@pytest.mark.rxbus_allow("failures")
 def test_what_failed_before_the_publisher_was_interrupted_is_logged(
     bus: EventBus, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
@@ -759,18 +763,14 @@ def test_a_stalled_publish_is_told(caplog: pytest.LogCaptureFixture, observers: 
     assert waits[1] + 0.05 >= 2 * (waits[0] - 0.05)  # they are told to a tenth
 
 
-def test_a_stall_for_a_deferral_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    open_: list[Any] = []
-    with EventBus(BlockingScheduler(stall_after=0.02)) as bus:
-        bus.subscribe("a", name="forgetful").subscribe(lambda event: open_.append(defer()))
-        publisher = threading.Thread(target=bus.publish, args=("a",))
-        publisher.start()
-        while not caplog.records:
-            publisher.join(0.01)
-        open_[0].ack()
-        run(publisher.join)
-    assert "forgetful" in caplog.text
-    assert "deferred" in caplog.text
+@pytest.mark.rxbus_allow("pending")
+def test_a_stall_for_a_deferral_is_told(virtual_bus: EventBus, caplog: pytest.LogCaptureFixture) -> None:
+    virtual_bus.subscribe("a", name="forgetful").subscribe(lambda event: defer())
+    with pytest.raises(AcknowledgementTimeout):
+        virtual_bus.publish("a", timeout=9.0)
+    (told,) = caplog.messages
+    what = "forgetful, on topic 'a', whose deferred acknowledgement is not done"
+    assert told == f"publish to 'a' has waited 5.0 s for {what}"
 
 
 # -- 10: context

@@ -147,6 +147,7 @@ def test_its_lock_is_its_own(bus: EventBus) -> None:
 # -- names
 
 
+@pytest.mark.rxbus_allow("pending")
 def test_a_given_name_is_what_reports_call_the_observers(bus: EventBus) -> None:
     def fail(_: object) -> None:
         raise ValueError
@@ -327,6 +328,7 @@ def test_a_handler_may_unsubscribe_itself(bus: EventBus) -> None:
     assert log == [1, "completed"]
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_what_fails_at_the_end_is_logged(bus: EventBus, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise ValueError("at the end")
@@ -860,6 +862,7 @@ def test_a_publisher_publishes_what_it_is_given(bus: EventBus) -> None:
     assert log == [1, None, False]
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_the_end_of_a_source_leaves_the_topic_open(bus: EventBus, caplog: pytest.LogCaptureFixture) -> None:
     log = Log()
     log.listen(bus.subscribe("a"))

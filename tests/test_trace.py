@@ -298,6 +298,7 @@ def test_several_tracers(bus: EventBus) -> None:
 
 
 @pytest.mark.parametrize("where", ["published", "delivered", "settled"])
+@pytest.mark.rxbus_allow("failures")
 def test_a_tracer_that_raises_is_detached_and_logged(
     bus: EventBus, book: Book, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -370,6 +371,16 @@ def test_nothing_is_pinned(bus: EventBus) -> None:
     assert seen() is None
 
 
+def test_what_takes_it_off_keeps_no_bus_alive() -> None:
+    bus = EventBus()
+    known, taken = weakref.ref(bus), (bus.trace(Book()), bus.on_close(print))
+    del bus
+    gc.collect()
+    assert known() is None
+    for one in taken:
+        one.dispose()
+
+
 # -- stages
 
 
@@ -425,7 +436,8 @@ def test_a_stage_on_another_thread_belongs_to_its_bus(bus: EventBus) -> None:
         bus.subscribe("a").pipe(ops.observe_on(far), tap("far")).subscribe(lambda _: done.set())
         bus.publish("a", 1)
         assert done.wait(PATIENCE)
-    assert [(stage, event) for stage, _, _, event in stages.passages] == [("far", None)]
+        assert [(stage, event) for stage, _, _, event in stages.passages] == [("far", None)]
+        bus.close()  # first: it completes its observer on the far side
 
 
 def test_what_a_source_emits_at_once_passes_a_stage_in_a_delivery_only(bus: EventBus) -> None:
@@ -452,6 +464,7 @@ def test_a_stage_has_a_name(name: Any) -> None:
 # -- the end of a bus
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_callbacks_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     bus = EventBus()
     told: list[str] = []

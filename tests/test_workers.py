@@ -283,6 +283,7 @@ def test_a_job_that_comes_between_two_looks_of_the_only_worker_is_done(nth: int)
 
 
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit("oops")], ids=repr)
+@pytest.mark.rxbus_allow("failures")
 def test_a_job_that_fails_is_logged_and_its_worker_lives(
     workers: Workers, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:

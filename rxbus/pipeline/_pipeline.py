@@ -43,7 +43,8 @@ class Pipeline:
         shutdown_timeout: Seconds that `shutdown` waits for builds to end.
 
     Raises:
-        InvalidArgument: A step cannot be called, or a number is not more than 0.
+        InvalidArgument: A step cannot be called, a number is not more than 0 (`shutdown_timeout`: less than 0), or
+            something else is not what it has to be.
     """
 
     def __init__(
@@ -57,8 +58,14 @@ class Pipeline:
         shutdown_timeout: float = 10.0,
     ) -> None:
         for name, number in (("max_builds", max_builds), ("updates_per_second", updates_per_second)):
-            if number is not None and not number > 0:
+            if number is not None and not (_is_number(number) and number > 0):
                 raise InvalidArgument(f"{name} is None or more than 0, not {number!r}")
+        if not (_is_number(shutdown_timeout) and shutdown_timeout >= 0):
+            raise InvalidArgument(f"shutdown_timeout is a number of seconds from 0 on, not {shutdown_timeout!r}")
+        if home is not None and not isinstance(home, str | PathLike):
+            raise InvalidArgument(f"home is None or the path of a directory, not {home!r}")
+        if bus is not None and not isinstance(bus, EventBus):
+            raise InvalidArgument(f"bus is None or an EventBus, not {bus!r}")
         if not isinstance(steps, Iterable):
             raise InvalidArgument(f"a pipeline is made of a list of steps, not {steps!r}")
         self._root = Container("pipeline", [step for step in steps if step is not None])
@@ -252,6 +259,10 @@ class Pipeline:
         thread = threading.Thread(target=target, name="rxbus-pipeline-clock", daemon=True)
         self._clock_threads = [one for one in self._clock_threads if one.is_alive()] + [thread]
         return thread
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _step_id(step_id: StepId) -> StepId:

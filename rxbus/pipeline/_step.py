@@ -83,8 +83,10 @@ class StepContext:
         """Tells an intermediate result, in place of all that was told before; that a kill came in stays.
 
         Raises:
-            InvalidArgument: A value is none that JSON can hold, or the status is none.
+            InvalidArgument: It is no mapping, a value is none that JSON can hold, or the status is none.
         """
+        if not isinstance(result, Mapping):
+            raise InvalidArgument(f"a result is a dict, not {result!r}")
         told = checked(result)
         self._updates.change(lambda before: _waiting({**_of_the_kill(before), "status": Status.RUNNING, **told}))
 

@@ -126,12 +126,18 @@ def encode(payload: Any) -> bytes:
     return msgspec.json.encode(_plain(fields), enc_hook=_base)
 
 
-def decode(data: bytes | str, kind: type[T]) -> T:
+def decode(data: bytes | str, kind: type[T] | Topic[T]) -> T:
     """Gives back what `encode` was given.
+
+    Args:
+        data: The JSON.
+        kind: The type of what it holds, or the topic whose payload it is.
 
     Raises:
         msgspec.DecodeError: It is not JSON, or not of that kind.
     """
+    if isinstance(kind, Topic):
+        kind = kind.payload_type
     value = msgspec.json.decode(data)
     payload = isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict)
     return msgspec.convert(_payload(value) if payload else _result(value), kind, str_keys=False)

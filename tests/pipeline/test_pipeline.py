@@ -134,7 +134,13 @@ def test_max_builds_and_a_removed_build_does_not_come_back(make: Make, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_builds": 0}, {"max_builds": -1}, {"updates_per_second": 0}, {"updates_per_second": -1.0}]
+    "options",
+    [
+        *({"max_builds": 0}, {"max_builds": -1}, {"max_builds": True}, {"max_builds": "2"}),
+        *({"updates_per_second": 0}, {"updates_per_second": -1.0}, {"updates_per_second": "all"}),
+        *({"shutdown_timeout": -1}, {"shutdown_timeout": None}, {"shutdown_timeout": float("nan")}),
+        *({"home": 3}, {"bus": 3}),
+    ],
 )
 def test_what_cannot_be_meant(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
@@ -345,6 +351,7 @@ def test_a_bus_that_was_closed_before() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), SystemExit("mine")])
+@pytest.mark.rxbus_allow("failures")
 def test_subscribers_that_raise_do_not_keep_it_from_ending(error: BaseException) -> None:
     started = threading.Event()
     pipeline = Pipeline([until_killed(started)])

@@ -197,6 +197,7 @@ def test_mocks_and_reruns_start_none(make: Make) -> None:
 
 
 @pytest.mark.parametrize("start_runner", RUNNERS)
+@pytest.mark.rxbus_allow("failures")
 def test_subscribers_that_raise_do_not_reach_it(make: Make, start_runner: Callable[[Pipeline], None]) -> None:
     gate = Gate()
     pipeline = make(gate)
@@ -225,6 +226,7 @@ def test_a_shutdown_stops_it(start_runner: Callable[[Pipeline], None]) -> None:
 
 
 @pytest.mark.parametrize("start_runner", RUNNERS)
+@pytest.mark.rxbus_allow("failures")
 def test_a_build_that_cannot_be_made_stops_it(
     make: Make,
     start_runner: Callable[[Pipeline], None],

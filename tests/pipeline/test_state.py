@@ -264,6 +264,7 @@ def test_consumed_is_the_same_payload_and_the_state_knows_it(bus: EventBus, stat
 
 
 @pytest.mark.parametrize("failure", [ValueError("mine"), SystemExit(3)])
+@pytest.mark.rxbus_allow("failures")
 def test_consumers_that_fail_reach_nobody(
     bus: EventBus, state: State, failure: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,6 +307,7 @@ def cyclic() -> list[Any]:
     [object(), "\ud800", cyclic()],
     ids=["object", "surrogate", "endless"],
 )
+@pytest.mark.rxbus_allow("failures")
 def test_what_cannot_be_written_is_left_out(
     bus: EventBus, state: State, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -325,6 +327,7 @@ def test_what_cannot_be_written_is_left_out(
     "payload",
     [None, StepResultUpdated(1, "1", {}), StepResultUpdated(1, (), {}), StepResultUpdated(1, (1,), None)],  # type: ignore[arg-type]
 )
+@pytest.mark.rxbus_allow("failures")
 def test_an_odd_update_does_no_harm(
     bus: EventBus, state: State, payload: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

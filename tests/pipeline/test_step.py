@@ -163,6 +163,15 @@ def test_replace(make: Make) -> None:
     assert result_of(make, step) == {"status": "success", "b": 2, "c": 3}
 
 
+def test_a_result_is_a_dict(make: Make) -> None:
+    def step(args: Any, ctx: StepContext) -> Any:
+        with pytest.raises(InvalidArgument, match="a result is a dict"):
+            ctx.replace(3)  # type: ignore[arg-type]
+        return {"status": "success"}
+
+    assert result_of(make, step) == {"status": "success"}
+
+
 def test_updates_may_have_any_name(make: Make) -> None:
     def step(args: Any, ctx: StepContext) -> Any:
         ctx.update(self=1, fields=2)
@@ -428,6 +437,7 @@ def test_an_update_of_unknown_status_is_the_steps_error(make: Make, status: Any)
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), SystemExit("mine"), KeyboardInterrupt("mine")])
+@pytest.mark.rxbus_allow("failures")
 def test_subscribers_that_raise_are_logged_and_reach_nobody(
     make: Make, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
@@ -453,6 +463,7 @@ def test_subscribers_that_raise_are_logged_and_reach_nobody(
         assert topic in caplog.text
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_subscribers_that_raise_while_updates_are_sampled(make: Make) -> None:
     told = threading.Event()
 

@@ -193,6 +193,7 @@ class FullDisk:
         return written
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_full_disk_leaves_no_half_line(
     home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_full_disk_leaves_no_half_line(
     }
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_state_that_cannot_be_written_whole_leaves_the_log(
     home: Path, open_state: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,6 +317,7 @@ def test_a_log_does_not_grow_without_bound(home: Path, open_state: Any, monkeypa
     assert len(open_state().step_results(number)) == 201
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_log_that_cannot_be_compacted_goes_on(
     home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -344,6 +347,7 @@ def test_what_a_process_has_left_is_compacted(home: Path, start: Start, open_sta
     assert [result["status"] for result in state.step_results(1).values()] == ["dead", "success"]
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_what_is_damaged_is_not_compacted(home: Path, open_state: Any, caplog: pytest.LogCaptureFixture) -> None:
     path = build(home, 1, log='{"1":\n')
     (path / _disk.LOCK).touch()
@@ -388,6 +392,7 @@ def test_a_build_that_may_not_be_looked_at(home: Path, open_state: Any, monkeypa
             ask(1)
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_home_that_cannot_be_tidied_can_be_read(
     home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -469,6 +474,7 @@ def test_a_build_that_cannot_be_begun_leaves_nothing(
     assert len(os.listdir("/dev/fd")) == open_files
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_state_that_could_not_be_written_is_at_the_shutdown(home: Path, open_state: Any) -> None:
     state = open_state()
     number, removed = state.new_build(()), state.new_build(())
@@ -621,6 +627,7 @@ def test_what_is_foreign_is_ignored(home: Path, open_state: Any) -> None:
     assert {path.name for path in home.iterdir()} == before | {"build-5", "last-build-number"}
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_build_that_cannot_be_removed_stays(
     home: Path, open_state: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -68,6 +68,7 @@ def test_payloads_come_back_from_json(payload: msgspec.Struct) -> None:
     json.loads(data)
     assert topics.decode(data, type(payload)) == payload
     assert topics.decode(data.decode(), type(payload)) == payload
+    assert topics.decode(data, Topic("any", type(payload))) == payload
 
 
 def test_the_json() -> None:

@@ -29,6 +29,7 @@ def trigger_ids(pipeline: Pipeline) -> SimpleQueue[str]:
     return ids
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_kill_that_is_interrupted_ends_it_nevertheless(make: Make) -> None:
     pipeline = make(wait_for_manual_trigger)
     ids = trigger_ids(pipeline)

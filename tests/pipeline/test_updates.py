@@ -179,6 +179,7 @@ def test_many_threads_lose_nothing(clock: Clock, spawn: Any) -> None:
     assert told.numbers == list(range(801))
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_publishing_that_fails_does_not_end_the_clock(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     open_ = [True]
 

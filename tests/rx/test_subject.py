@@ -397,6 +397,7 @@ def test_an_observer_that_feeds_its_own_subject_is_not_re_entered(any_bus: Event
     assert play(any_bus.topic("t")) == [("in", 1), ("out", 1), ("in", 2), ("out", 2)]
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_an_observer_without_on_error_keeps_the_error_from_nobody(
     any_bus: EventBus, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -122,6 +122,7 @@ class Trial:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("max_workers", [None, 0, 1, 2])
 @pytest.mark.parametrize("seed", range(3 * ROUNDS))
+@pytest.mark.rxbus_allow("failures")
 def test_closing_in_the_midst_of_everything(seed: int, max_workers: int | None) -> None:
     with switching(1e-5):
         for one in range(5):

@@ -17,6 +17,8 @@ from rxbus import Acknowledgement, BlockingScheduler, EventBus, RxBusError, Subs
 from rxbus._here import local
 from tests.stress.strikes import Strike
 
+pytestmark = pytest.mark.rxbus_allow("failures")  # of publishers that are interrupted
+
 Act = Callable[[], object]
 Prepare = Callable[[EventBus], Act]
 Leave = Callable[[EventBus, Subscription[Any], Acknowledgement], None]

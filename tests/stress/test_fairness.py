@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -38,6 +40,30 @@ def test_every_publisher_gets_on(max_workers: int | None, observers: int) -> Non
             for thread in busy:
                 thread.join(20)
         assert not starved
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread that gets no processor counts as slow")
+@pytest.mark.parametrize("observers", [10, 1000])
+def test_a_busy_machine_starts_no_crowd_of_threads(observers: int) -> None:
+    """Other processes want all processors; what the handlers do is fast. (There were 460 threads for 1000 observers.)
+
+    Hardly ever does it take a worker: a fast handler may wait for a page of memory, or for the interpreter.
+    """
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        with EventBus() as bus:
+            for _ in range(observers):
+                bus.subscribe("a").subscribe(lambda event: None)
+            workers = 0
+            for _ in range(500_000 // observers):
+                bus.publish("a")
+                workers = max(workers, bus.statistics().workers)
+    finally:
+        for hog in hogs:
+            hog.kill()
+        for hog in hogs:
+            hog.wait()
+    assert workers < 10
 
 
 def test_a_million_deliveries() -> None:

@@ -27,9 +27,13 @@ from rxbus import (
 )
 from rxbus.operators import buffered, map_async, observe_on
 from rxbus.recording import Cause, Recording, Replay
+from rxbus.testing import assert_marbles, expect, virtual_bus
 
 PRICES = Topic("prices.eur", float)
 ANYTHING = Topic("anything")
+NOTHING = Topic("nothing", type(None))
+PERHAPS: Topic[float | None] = Topic("perhaps", float | None)
+CALLS: Topic[Callable[[int], str]] = Topic("calls", Callable[[int], str])
 
 
 def publishing(bus: EventBus) -> None:
@@ -37,6 +41,15 @@ def publishing(bus: EventBus) -> None:
     assert_type(ANYTHING, Topic[object])
     assert_type(bus.publish(PRICES, 1.5), Receipt)
     bus.publish("prices.eur", 1.5, timeout=2)
+    bus.publish(ANYTHING)
+    bus.publish(ANYTHING, 3)
+    bus.publish(NOTHING)
+    bus.publish(NOTHING, None)
+    bus.publish(PERHAPS)
+    bus.publish(PERHAPS, 1.5)
+    bus.publish(CALLS, hex)
+    bus.publish(PRICES)  # type: ignore[arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]
+    bus.publish(PERHAPS, "much")  # type: ignore[misc] # pyright: ignore[reportCallIssue, reportArgumentType]
     bus.publish(PRICES, "much")  # type: ignore[misc] # pyright: ignore[reportArgumentType, reportCallIssue]
     try:
         bus.publish("nothing")
@@ -113,6 +126,17 @@ async def on_a_loop(bus: EventBus) -> None:
     assert_type(await bus.publish_async(PRICES, 1.0), Receipt)
     async for event in bus.subscribe(PRICES):
         assert_type(event, Event[float])
+
+
+def testing() -> None:
+    with virtual_bus() as (bus, clock):
+        with expect(bus, PRICES, lambda event: event.payload > 1.0) as found:
+            bus.publish(PRICES, 1.5)
+        assert_type(found.event, Event[float])
+        assert_type(expect(bus, "prices.*"), expect[Any])
+        assert_marbles(found.events, "a", {"a": 1.5}, topic=PRICES, unit=1.0)
+        bus.subscribe(PRICES).debounce(1.0, scheduler=clock).subscribe(print)
+        assert_type(clock.seconds, float)
 
 
 if __name__ == "__main__":

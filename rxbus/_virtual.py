@@ -1,0 +1,261 @@
+"""Virtual time: it passes when there is nothing else to do, or when it is told to.
+
+All is done by the thread that lets it pass: a publisher who waits, or who advances the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from asyncio import AbstractEventLoop
+from contextlib import suppress
+from contextvars import copy_context
+from datetime import UTC, datetime
+from itertools import repeat
+from math import inf
+
+from reactivex import typing
+from reactivex.disposable import CompositeDisposable, Disposable
+from reactivex.internal import ArgumentOutOfRangeException
+from reactivex.scheduler import VirtualTimeScheduler
+from reactivex.scheduler.scheduleditem import ScheduledItem
+
+from rxbus._acknowledgement import Acknowledgement, coroutine_place, work_for
+from rxbus._bell import Bell
+from rxbus._here import Job, Timed, local, places
+from rxbus._watch import Watch
+from rxbus._workers import Monitor
+
+MOST = 100_000  # how many actions a publisher without a timeout sees pass until it has waited for ever
+ROUNDS = 10  # of an event loop, before virtual time passes: coroutines that can go on do so first
+LAST = datetime.max.replace(tzinfo=UTC).timestamp()
+LOOK = 0.005  # seconds between two looks at coroutines that wait for what is not virtual
+
+
+class VirtualClock(VirtualTimeScheduler):
+    """Virtual time for tests, in seconds from 0 on: nobody waits for it, and what happens is the same each time.
+
+    `EventBus(BlockingScheduler(max_workers=0, clock=clock))` goes by it, with its timeouts, what is scheduled on
+    `bus.scheduler`, its stall warnings and the time of its events. It is a reactivex scheduler too, for guards such as
+    `ops.debounce(1, scheduler=clock)`, which no publisher waits for.
+
+    It passes by `advance_by`, `advance_to` and `start`, and where a publisher waits and nothing can be done: it jumps
+    to what is to happen next, or to the publisher's deadline. Where there is neither, an acknowledgement would never
+    come, and the publisher gets an `AcknowledgementTimeout` that names who owes it. An action that fails raises where
+    time is let pass. Handlers that take their time advance it: `clock.advance_by(5)`; they may.
+
+    It is meant for one thread. What other threads do takes no virtual time; a publish waits for handlers that run on
+    them, unless it has a timeout, and for nothing else that they do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        # An RLock, since the garbage collector may run a destructor that publishes or schedules.
+        self._lock = threading.RLock()  # type: ignore[assignment] # pyright: ignore
+        self._watches: dict[Watch, None] = {}  # of the schedulers that go by it
+
+    @property
+    def seconds(self) -> float:
+        """What time it is."""
+        return self.to_seconds(self._clock)
+
+    def advance_to(self, time: typing.AbsoluteTime) -> None:
+        """Lets time pass up to a point, and does all that is due until then. It may be called by what is done.
+
+        Raises:
+            ArgumentOutOfRangeException: That was earlier.
+        """
+        goal = self.to_seconds(time)
+        if goal < self.seconds:
+            raise ArgumentOutOfRangeException
+        while self.step(goal):
+            pass
+        self._move(goal)
+
+    def advance_by(self, time: typing.RelativeTime) -> None:
+        """Lets so many seconds pass, and does all that is due."""
+        self.advance_to(self.seconds + self.to_seconds(time))
+
+    def start(self) -> None:
+        """Lets time pass until nothing is to be done any more, or `stop` is called by what is done."""
+        self._is_enabled = True
+        while self._is_enabled and self.step():
+            pass
+
+    def step(self, goal: float = inf) -> bool:
+        """Goes on to what is to happen next and does it; False, and no time passes, where nothing is until then."""
+        item = self._take(goal)
+        if item is None:
+            return False
+        self._move(self.to_seconds(item.duetime))
+        _from_outside(item.invoke)
+        return True
+
+    def _take(self, goal: float) -> ScheduledItem | None:
+        """Takes off what is to happen next."""
+        with self._lock:
+            while self._queue and self._queue.peek().is_cancelled():
+                self._queue.dequeue()
+            if self._queue and self.to_seconds(self._queue.peek().duetime) <= goal:
+                return self._queue.dequeue()
+        return None
+
+    def _move(self, goal: float) -> None:
+        """Lets time pass in which nothing happens, except that warnings may be due."""
+        self._look()  # what has begun by now is taken in
+        while (due := min((watch.due() for watch in list(self._watches)), default=inf)) <= goal:
+            self._clock = max(self.seconds, due)
+            self._look()
+        self._clock = max(self.seconds, goal)
+
+    def _expire(self, deadline: float) -> None:
+        """A publisher waits no longer. What lies beyond all dates is for ever, to which time does not go."""
+        if deadline < LAST:
+            self._move(deadline)
+
+    def _look(self) -> None:
+        for watch in list(self._watches):
+            watch.look()
+
+
+def _from_outside(call: Job) -> None:
+    """Makes a call that belongs to no handler, though its thread may be inside of one."""
+    here = local.here
+    depth = len(here.waits)
+    context = copy_context()
+    if coroutine_place.get() is not None:
+        context.run(coroutine_place.set, None)
+    try:
+        here.waits.append((here.feed, here.fan, here.origin))  # it goes on when the call has returned
+        context.run(work_for, None, call)
+    finally:
+        del here.waits[depth:]
+
+
+class VirtualTime:
+    """The time of one scheduler, by a virtual clock; see `Time`.
+
+    Args:
+        clock: The clock.
+        loops: What event loops owe to the scheduler's deliveries.
+    """
+
+    def __init__(self, clock: VirtualClock, loops: dict[Acknowledgement, AbstractEventLoop]) -> None:
+        self._clock = clock
+        self._loops = loops
+        self.lock = clock._lock
+        self._timers: dict[Timed, tuple[float, Job, Job | None]] = {}  # what is to be called when, and what if not
+        self._forgotten: dict[Timed, tuple[float, Job, Job | None]] = {}  # calls that will not be made
+        self._awaiting: dict[asyncio.Event, object] = {}  # for what coroutines wait in publishes, and theirs
+
+    def time(self) -> float:
+        return self._clock.seconds
+
+    monotonic = time
+
+    def call_after(self, seconds: float, call: Job, lost: Job | None = None) -> Timed:
+        def make(*_: object) -> None:
+            timer.dispose()
+            call()
+
+        timer = CompositeDisposable(Disposable(lambda: self._timers.pop(timer, None) and None))
+        self._timers[timer] = self.time() + seconds, call, lost
+        timer.add(self._clock.schedule_relative(seconds, make))
+        return timer
+
+    def wait(self, bell: Bell, deadline: float | None) -> bool:
+        goal = inf if deadline is None else deadline
+        for _ in repeat(None, MOST) if deadline is None else repeat(None):
+            if bell.wait(0):
+                return True
+            if not self._clock.step(goal):
+                break
+        if deadline is None:
+            return self._is_another_inside() and bell.wait()
+        self._clock._expire(deadline)
+        return False
+
+    def _is_another_inside(self) -> bool:
+        """Whether another thread is inside a handler, of this or of what this has led to."""
+        own = local.here
+        feeds = [(here.feed, here.fan) for here in list(places.values()) if here is not own]
+        logs = [log for feed, fan in feeds if feed is not None for log in (feed.log, (fan and fan.top.log) or feed.log)]
+        return any(log.hub.engine.time is self for log in logs)
+
+    async def wait_async(self, rung: asyncio.Event, deadline: float | None) -> bool:
+        self._awaiting[rung] = coroutine_place.get()
+        try:
+            while not await self._has_rung(rung):
+                if self._is_loop_at_work():
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(rung.wait(), LOOK)
+                elif not self._clock.step(inf if deadline is None else deadline):
+                    if deadline is not None:
+                        self._clock._expire(deadline)
+                        break
+                    await rung.wait()
+            return rung.is_set()
+        finally:
+            del self._awaiting[rung]
+
+    async def _has_rung(self, rung: asyncio.Event) -> bool:
+        for _ in range(ROUNDS):
+            if rung.is_set():
+                break
+            await asyncio.sleep(0)
+        return rung.is_set()
+
+    def _is_loop_at_work(self) -> bool:
+        """Whether a coroutine waits for something else than a publish: time stands still meanwhile."""
+        publishing = set(self._awaiting.values())
+        return any(owed._delivery not in publishing for owed in list(self._loops))
+
+    def skip(self) -> bool:
+        """Only to what its own scheduler is to do: a bus that closes waits for no other, which may go on for ever."""
+        if not self._timers:
+            return False
+        timer = min(self._timers, key=lambda one: self._timers[one][0])
+        due, call, _ = self._timers[timer]
+        timer.dispose()
+        self._clock._move(due)
+        _from_outside(call)
+        return True
+
+    def watch(self, interval: float, watch: Watch) -> Monitor:
+        return _Unhurried(interval, watch, self._clock._watches)
+
+    def lend(self) -> None:
+        """No thread is the clock's own."""
+
+    def is_worker(self) -> bool:
+        return False
+
+    def shut(self) -> None:
+        for timer in list(self._timers):
+            self._forgotten[timer] = self._timers[timer]
+            timer.dispose()
+
+    def finish(self) -> None:
+        for timer, (_, _, lost) in list(self._forgotten.items()):
+            if lost is not None:
+                lost()
+            self._forgotten.pop(timer, None)
+
+
+class _Unhurried(Monitor):
+    """Looks when time passes, on the thread that lets it."""
+
+    def __init__(self, interval: float, watch: Watch, watches: dict[Watch, None]) -> None:
+        super().__init__(interval, watch.look)
+        self._watch = watch
+        self._watches = watches
+        self.asleep = False  # nobody need wake it
+
+    def wake(self) -> None:
+        """It is told when to look."""
+
+    def shut(self) -> None:
+        self._watches.pop(self._watch, None)
+
+    def open(self) -> None:
+        self._watches[self._watch] = None
