@@ -139,15 +139,16 @@ class TestPage:
         assert page.row("ZeroDivisionError('division by zero')")[1:] == ["shouts", "a", "1", "#3 0"]
         assert "going on" not in Page(report(recording)).text
 
-    def test_numbers_that_no_clock_gives(self, tmp_path: Path) -> None:
+    def test_the_longest_that_there_can_be(self, tmp_path: Path) -> None:
+        first, last = -62e9, 253e9  # the years 5 and 9987
         lines = [
-            event(1, "a", time=1e300),
-            event(2, "a", time=-1e300, cause=1),
-            delivery(1, start=1e300, end=-1e300),
-            delivery(2, start=-1e300, end=1e300),
-            delivery(2, start=-1e300, end=1e300),
+            event(1, "a", time=last),
+            event(2, "a", time=first, cause=1),
+            delivery(1, start=last, end=first),
+            delivery(2, start=first, end=last),
+            delivery(2, start=first, end=last),
         ]
-        page = Page(report(made(tmp_path, lines, began=-1e300, ended=1e300)))
+        page = Page(report(made(tmp_path, lines, began=first, ended=last)))
         assert page.row("a")[1] == "2"
 
     def test_deliveries_of_events_that_are_missing(self, tmp_path: Path) -> None:
