@@ -229,7 +229,7 @@ def measure(
     Args:
         scenario: The scenario.
         kinds: The peers' adapters.
-        seconds: How long it may take, about; each peer has a turn nevertheless, if all can be set up.
+        seconds: How long it may take, about: half of it at least is for the turns, one of each peer in any case.
         stopped: Looked at between turns: whether to make do with what there is.
         told: Called after each round, with how many there have been.
 
@@ -253,7 +253,7 @@ def measure(
                 if stopped() or perf_counter() >= max(end, begin + SET_UP):
                     return []
         ending.enter_context(frozen_garbage())
-        _take_turns(contenders, end, stopped, told)
+        _take_turns(contenders, max(end, perf_counter() + seconds / 2), stopped, told)
         return [figures for contender in contenders if (figures := contender.figures())]
 
 
