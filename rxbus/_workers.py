@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 
 from rxbus._bell import Bell, ring_all
-from rxbus._here import Engine, Job
+from rxbus._here import Engine, Job, local
 
 logger = logging.getLogger("rxbus")
 
@@ -85,8 +85,9 @@ class Workers:
     def __init__(self, limit: int | None, name: str = "rxbus-worker") -> None:
         self.limit = limit
         self._name = name
-        # Guards all fields below; held for a few statements, except that a thread may be started under it. An RLock,
-        # since the garbage collector may run a destructor that publishes.
+        # Guards all fields below; held for a few statements. An RLock, since the garbage collector may run a destructor
+        # that publishes. No thread is started under it: whoever starts one waits until it has come, and the collector
+        # may run such a destructor on that one right before.
         self.lock = threading.RLock()
         self._idle: dict[Worker, None] = {}  # in the order in which they became so
         self._jobs: deque[Job] = deque()  # those that wait for a place
@@ -101,27 +102,40 @@ class Workers:
 
     def submit(self, job: Job) -> None:
         """Runs a job on a worker, at once unless the limit is reached."""
-        started = True
+        new: Worker | None = None
+        here = local.here
+        holding = here.holding
+        try:
+            here.holding += 1  # what strikes this thread now, and would wait for a worker, might wait for this very one
+            with self.lock:
+                if self._idle:
+                    worker = next(reversed(self._idle))
+                    del self._idle[worker]
+                    worker.jobs.put(job)
+                elif self.limit is None or len(self._threads) < self.limit:
+                    new = Worker(self._run, f"{self._name}-{len(self._threads) + 1}", job)
+                    self._threads[new] = None
+                else:
+                    self._jobs.append(job)
+            started = new is None or new.start()
+        except BaseException:  # interrupted: whether it runs is not known
+            if new is not None:
+                new.start_again()
+            raise
+        finally:
+            here.holding = holding
+        if new is not None and not started:
+            self._do_without(new, job)
+
+    def _do_without(self, worker: Worker, job: Job) -> None:
+        """The system has no thread left: does what a worker was to do, and what has been left for it meanwhile."""
+        logger.warning("no worker thread can be started: a handler runs on the thread of its publisher")
         with self.lock:
-            if self._idle:
-                worker = next(reversed(self._idle))
-                del self._idle[worker]
-                worker.jobs.put(job)
-            elif self.limit is None or len(self._threads) < self.limit:
-                worker = Worker(self._run, f"{self._name}-{len(self._threads) + 1}", job)
-                self._threads[worker] = None
-                try:
-                    started = worker.start()
-                except BaseException:  # interrupted: whether it runs is not known
-                    worker.start_again()
-                    raise
-                if not started:
-                    self._threads.pop(worker, None)
-            else:
-                self._jobs.append(job)
-        if not started:
-            logger.warning("no worker thread can be started: a handler runs on the thread of its publisher")
-            job()
+            self._threads.pop(worker, None)
+            left, self._jobs = ([], self._jobs) if self._threads else ([*self._jobs], deque())
+            ring_all(self._joining)
+        for one in (job, *left):
+            one()
 
     def is_worker(self) -> bool:
         """Whether the calling thread is one of them."""
@@ -149,7 +163,7 @@ class Workers:
 
     def _join(self, worker: Worker) -> None:
         _wait(lambda: not self._closed or worker not in self._threads, self._joining, None)
-        if worker not in self._threads:
+        if worker not in self._threads and worker.thread.ident is not None:  # else it could not be started
             worker.thread.join()
 
     def open(self) -> None:
@@ -158,7 +172,7 @@ class Workers:
         ring_all(self._joining)
 
     def _all(self) -> list[Worker]:
-        with self.lock:  # under which they are started, too: one that has not been cannot be joined
+        with self.lock:
             return [*self._threads]
 
     def _run(self, worker: Worker) -> None:

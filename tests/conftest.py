@@ -13,6 +13,8 @@ from hypothesis import settings
 
 from rxbus import _buffered
 
+pytest_plugins = ["rxbus._pytest"]
+
 PATIENCE = 10.0  # seconds that anything in a test may take
 
 settings.register_profile("rxbus", deadline=None)

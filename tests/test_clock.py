@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -28,10 +29,13 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "rxbus-clock"]
 
 
-def test_calls_are_made_in_the_order_of_their_times(clock: Clock) -> None:
+def test_calls_are_made_in_the_order_of_their_times(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     made: SimpleQueue[int] = SimpleQueue()
-    for number, seconds in enumerate((0.03, 0.01, 0.02, 0.01)):
-        clock.call_after(seconds, lambda number=number: made.put(number))
+    now = monotonic()
+    with clock.lock, monkeypatch.context() as patch:  # the clock's thread waits meanwhile
+        patch.setattr("rxbus._clock.monotonic", lambda: now)
+        for number, seconds in enumerate((0.03, 0.01, 0.02, 0.01)):
+            clock.call_after(seconds, lambda number=number: made.put(number))
     assert [made.get(timeout=PATIENCE) for _ in range(4)] == [1, 3, 2, 0]
 
 

@@ -13,7 +13,8 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.D
 COMMANDS = re.findall(r"^```sh\n(.*?)^```$", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def test_snippets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_snippets(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for number, snippet in enumerate(SNIPPETS, 1):
         exec(compile(snippet, f"README, snippet {number}", "exec"), names)

@@ -40,7 +40,7 @@ class Looker:
 @pytest.fixture
 def looker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looker]:
     looker = Looker()
-    monkeypatch.setattr(_watch, "monotonic", lambda: looker.time)
+    monkeypatch.setattr(looker.scheduler.time, "monotonic", lambda: looker.time)
     monkeypatch.setattr(_watch, "processor_time", lambda thread: looker.processor_time)
     with looker.bus:
         yield looker
@@ -172,7 +172,8 @@ def test_a_thread_that_runs_has_a_processor_time_and_one_that_waits_has_none() -
         assert waiting.is_alive()
     done.set()
     waiting.join()
-    assert processor_time(waiting.native_id) is None  # has ended
+    while processor_time(waiting.native_id) is not None:  # to the system, it may end a little later
+        pass
 
 
 def test_where_the_system_does_not_say_time_by_the_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:

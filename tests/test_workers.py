@@ -471,3 +471,37 @@ def test_a_monitor_that_is_woken_after_its_end_does_not_stay() -> None:
     assert looked.wait(PATIENCE)
     late.join(PATIENCE / 2)
     assert not late.is_alive()
+
+
+@pytest.mark.timeout(30)
+def test_a_thread_that_has_not_come_may_want_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a destructor does that the collector runs there, before whoever starts the thread is told that it runs."""
+    workers = Workers(None)
+    ran: list[int] = []
+    come = threading.Thread._set_ident  # type: ignore[attr-defined]
+
+    def collect(self: threading.Thread) -> None:
+        come(self)
+        if self.name == "rxbus-worker-1":
+            workers.submit(lambda: ran.append(2))
+
+    monkeypatch.setattr(threading.Thread, "_set_ident", collect)
+    workers.submit(lambda: ran.append(1))
+    workers.close()
+    assert sorted(ran) == [1, 2]
+
+
+def test_what_was_left_for_a_worker_that_cannot_start_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(1)
+    ran: list[int] = []
+
+    def start(self: threading.Thread) -> None:
+        workers.submit(lambda: ran.append(2))  # by another thread, say
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    workers.submit(lambda: ran.append(1))
+    monkeypatch.undo()
+    workers.close()
+    assert ran == [1, 2]
+    assert workers.count == 0

@@ -17,7 +17,6 @@ from contextlib import suppress
 from math import isfinite
 from operator import attrgetter
 from pathlib import Path
-from time import time
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -219,8 +218,8 @@ def _warn(path: Path, bad: list[int], missing: dict[str, int]) -> None:
 
 
 def _lines(tape: Tape) -> Iterator[bytes]:
+    assert tape.ended is not None
     counts = len(tape.events), len(tape.deliveries), len(tape.passages)
-    ended = time() if tape.ended is None else tape.ended
     yield _line(
         _Header(
             "recording",
@@ -228,7 +227,7 @@ def _lines(tape: Tape) -> Iterator[bytes]:
             tape.pattern,
             tape.maxlen,
             tape.began,
-            ended,
+            tape.ended,
             tape.dropped,
             tape.dropped_passages,
             *counts,

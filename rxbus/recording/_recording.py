@@ -6,9 +6,11 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from time import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from reactivex import abc
 
 from rxbus import Event, EventBus, Topic, _wings
@@ -53,7 +55,8 @@ class Recording(Ring, _wings.Shown):
     """
 
     def __init__(self, bus: EventBus, pattern: str = ">", maxlen: int = 100_000) -> None:
-        super().__init__(pattern, maxlen)
+        clock = bus.scheduler.clock
+        super().__init__(pattern, maxlen, time if clock is None else lambda: clock.seconds)
         self._attachment: Callable[[], _Attachment | None] = weakref.ref(_Attachment(self, bus))
 
     @classmethod
@@ -115,7 +118,8 @@ class Recording(Ring, _wings.Shown):
         Raises:
             OSError: It cannot be written, for the disk is full perhaps; what was there is as it was.
         """
-        save(self.tape(), Path(path))
+        tape = self.tape()
+        save(tape if tape.ended is not None else msgspec.structs.replace(tape, ended=self._now()), Path(path))
 
     def replay(
         self,

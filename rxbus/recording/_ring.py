@@ -26,14 +26,15 @@ class Ring:
     told, or long after that has gone.
     """
 
-    def __init__(self, pattern: str, maxlen: int) -> None:
+    def __init__(self, pattern: str, maxlen: int, now: Callable[[], float] = time) -> None:
         matches = matcher(pattern)
         if not isinstance(maxlen, int) or isinstance(maxlen, bool) or maxlen < 1:
             raise InvalidArgument(f"maxlen is a number of events from 1 on, not {maxlen!r}")
         self.pattern = pattern
         self.maxlen = maxlen
-        self.began = time()
+        self.began = now()
         self.ended: float | None = None
+        self._now = now  # in virtual time, events have that
         self.dropped = 0
         self.dropped_passages = 0
         self._matches: Callable[[str], bool] | None = None if pattern == ">" else lru_cache(1024)(matches)
@@ -129,7 +130,7 @@ class Ring:
             if self.ended is None:
                 self._deliver = None
                 self._deliveries = self._deliveries.copy()
-                self.ended = time()
+                self.ended = self._now()
 
     def wind(self, tape: Tape) -> None:
         """Takes over what has been recorded elsewhere, and is over."""

@@ -83,6 +83,7 @@ def test_a_closed_bus_is_shown_too() -> None:
     assert Parsed(to_html(bus)).caption == repr(bus)
 
 
+@pytest.mark.rxbus_allow("failures")
 def test_a_topic_and_a_subscription_show_their_observers(bus: EventBus) -> None:
     subscription = bus.subscribe("a.b")
     for name in "<one>", "<one>", "two":

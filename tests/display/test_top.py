@@ -119,6 +119,7 @@ class TestLive:
             assert ticks.acquire(timeout=PATIENCE)
         assert view.events() == [("begin", 0)]
 
+    @pytest.mark.rxbus_allow("failures")
     def test_a_view_that_fails_ends_and_is_logged(self, bus: EventBus, caplog: pytest.LogCaptureFixture) -> None:
         view = Drawn.of(bus)
         view.fails = True

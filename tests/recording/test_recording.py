@@ -31,6 +31,7 @@ from rxbus import (
 )
 from rxbus.operators import tap
 from rxbus.recording import Delivery, Passage, Recording
+from rxbus.testing import virtual_bus
 
 PATIENCE = 10.0
 Spawn = Callable[..., Future[Any]]
@@ -371,3 +372,13 @@ def test_it_is_drawn_by_the_display(chain: Recording, monkeypatch: pytest.Monkey
     drawn = SimpleNamespace(marbles=lambda recording, **options: SimpleNamespace(svg=(recording, options)))
     monkeypatch.setitem(sys.modules, "rxbus.display", drawn)
     assert chain.to_svg(width=100) == (chain, {"width": 100})
+
+
+def test_in_virtual_time_it_goes_by_that() -> None:
+    with virtual_bus() as (bus, clock):
+        clock.advance_to(10)
+        recording = bus.record()
+        clock.advance_to(12)
+        bus.publish("a")
+        recording.stop()
+    assert (recording.began, recording.events[0].time, recording.ended) == (10.0, 12.0, 12.0)
