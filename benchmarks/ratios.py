@@ -6,14 +6,15 @@ within one process, and what counts is the ratio of their medians.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
-from benchmarks.peers import Blinker, Peer, Rx, Rxbus, Tally, memory, publish_many, publish_together
+from benchmarks.loads import attach_sleepers, memory, publish_many, publish_together
+from rxbus._bench.peers import Blinker, Peer, Rx, Rxbus, Tally
+from rxbus._bench.rounds import Load
 
 MILLION = 1_000_000
 
@@ -28,25 +29,6 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         return f"| {self.what} | {self.target} | {self.measured} | {'met' if self.met else 'missed'} |"
-
-
-class Load(NamedTuple):
-    """What one peer does in one round: so many publishes, and so many deliveries for each of them."""
-
-    name: str
-    run: Callable[[], object]
-    publishes: int
-    deliveries: int
-    tally: Tally
-
-    def seconds(self) -> float:
-        """Runs one round; gives the time per publish, once all deliveries have been made."""
-        before = self.tally.total
-        start = perf_counter()
-        self.run()
-        seconds = perf_counter() - start
-        assert self.tally.total - before == self.publishes * self.deliveries, self.name
-        return seconds / self.publishes
 
 
 def medians(loads: list[Load], rounds: int) -> dict[str, float]:
@@ -97,7 +79,7 @@ def threads() -> Iterator[Row]:
 
 def sleepers() -> Iterator[Row]:
     peer, tally = Rxbus(), Tally()
-    tally.attach_sleepers(peer, "ticks", 8, 0.01)
+    attach_sleepers(tally, peer, "ticks", 8, 0.01)
     publish = peer.publisher("ticks")
     load = Load(peer.name, lambda: publish(1), 1, 8, tally)
     first = load.seconds() * 1000

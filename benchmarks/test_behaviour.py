@@ -31,7 +31,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 from reactivex.scheduler import EventLoopScheduler
 
-from benchmarks.peers import LIMIT, Abxbus, Blinker, Handler, Peer, Psygnal, Pyee, Rx, Rxbus
+from rxbus._bench.peers import LIMIT, Abxbus, Blinker, Handler, Peer, Psygnal, Pyee, Rx, Rxbus
 from rxbus.operators import buffered
 
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")

@@ -8,7 +8,8 @@ from itertools import count
 import pytest
 
 import rxbus
-from benchmarks.peers import Handler, Rxbus, Tally, memory, publish_together
+from benchmarks.loads import memory, publish_together
+from rxbus._bench.peers import Handler, Rxbus, Tally
 
 MILLION = 1_000_000
 KEPT = 64 * 1024  # bytes, of what is made once and kept; with one byte per event it would be a million

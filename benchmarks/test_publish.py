@@ -15,7 +15,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from reactivex import Observable
 
 import rxbus
-from benchmarks.peers import INLINE, Abxbus, Blinker, Handler, Loop, Peer, Rx, Rxbus, Tally, publish_together
+from benchmarks.loads import attach_async, attach_sleepers, publish_together
+from rxbus._bench.peers import INLINE, Abxbus, Blinker, Handler, Loop, Peer, Rx, Rxbus, Tally
 
 inline = pytest.mark.parametrize("peer", INLINE, ids=lambda peer: peer.name, indirect=True)
 
@@ -51,7 +52,7 @@ def test_publish(benchmark: BenchmarkFixture, peer: Peer, observers: int) -> Non
 def test_sleepers(benchmark: BenchmarkFixture, peer: Peer) -> None:
     benchmark.group = "eight handlers that sleep 10 ms, from the second publish on"
     tally = Tally()
-    tally.attach_sleepers(peer, "ticks", 8, 0.01)
+    attach_sleepers(tally, peer, "ticks", 8, 0.01)
     calls = measure(benchmark, peer.publisher("ticks"), 1, iterations=1, rounds=10)
     assert tally.total == 8 * calls
 
@@ -175,7 +176,7 @@ def test_awaited(benchmark: BenchmarkFixture, peer: Peer, observers: int) -> Non
     tally = Tally()
 
     async def attach() -> None:
-        tally.attach_async(peer, "ticks", observers)
+        attach_async(tally, peer, "ticks", observers)
 
     async def publish() -> None:
         for _ in range(20):

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from statistics import fmean
-from types import FrameType
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,6 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rxbus import Event, EventBus, Topic, only_payload
+from rxbus._console import exit_code, noted_signals
 from rxbus.display._meter import Frame, Meter, Row, Selection
 from rxbus.display._top import as_segments, printable
 from rxbus.errors import PublishError
@@ -222,26 +221,6 @@ def on_screen(summary: Callable[[], Summary]) -> Iterator[Show]:
     live.console.print(Text(str(summary())))
 
 
-@contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Notes Ctrl-C and SIGTERM, so that the demo ends between two samples; the second one hits as it always does."""
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        restore()
-
-
 def run(seconds: float | None, as_json: bool) -> int:
     """Runs the demo, for some time or until a signal comes.
 
@@ -266,4 +245,4 @@ def run(seconds: float | None, as_json: bool) -> int:
                 time.sleep(max(0.0, min(now + PERIOD, end) - time.perf_counter()))
                 now = time.perf_counter()
             show(probe.report(news.take()))
-    return 128 + signals[0] if signals else 0
+    return exit_code(signals)

@@ -1,4 +1,4 @@
-"""The terminal: `rxbus demo`, which shows the bus at work on the machine's own life, and `rxbus pipeline`.
+"""The terminal: `rxbus demo`, which shows the bus at work on the machine's own life, and all other commands.
 
 It needs the extra `cli` (typer, rich, psutil, hdrhistogram), and says so where that is missing.
 """
@@ -35,6 +35,9 @@ def _application() -> Callable[[], object]:
         import typer
 
         from rxbus import _demo
+        from rxbus._bench.command import bench
+        from rxbus._console import AsJson, check_seconds
+        from rxbus._recordings import replay, report
         from rxbus.pipeline import _terminal
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in _EXTRA:
@@ -64,16 +67,17 @@ def _application() -> Callable[[], object]:
         seconds: Annotated[
             float | None, typer.Option(metavar="N", help="End after N seconds; without it, Ctrl-C ends the demo.")
         ] = None,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print JSON lines, as is done where there is no terminal.")
-        ] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Watch the bus carry this machine's load, memory and process starts.
 
         Among the observers are a moving average, an alert, a deliberately slow one and one that fails now and then.
         """
-        if seconds is not None and not seconds > 0:  # so put, it holds for nan as well
-            raise typer.BadParameter("it is a number greater than 0", param_hint="--seconds")
+        if seconds is not None:
+            check_seconds(seconds)
         raise typer.Exit(_demo.run(seconds, as_json))
+
+    for command in (bench, replay, report):
+        application.command()(command)
 
     return application

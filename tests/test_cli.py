@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 import rxbus
-from rxbus import Event, EventBus, Topic, _demo, cli
+from rxbus import Event, EventBus, Topic, _console, _demo, cli
 from rxbus.display._meter import Row
 from tests.processes import rest_of
 
@@ -37,8 +37,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def running_demo(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "rxbus", "demo", *arguments]
+def running(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "rxbus", *arguments]
     with subprocess.Popen(command, text=True, env=ENVIRONMENT, **streams) as process:
         try:
             yield process
@@ -163,7 +163,7 @@ class TestLines:
         assert summary["slowest"] == "slow observer"
 
     def test_a_process_start_is_an_event_and_sigterm_the_end(self, tmp_path: Path) -> None:
-        with running_demo(stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        with running("demo", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
             with ExitStack() as processes:
                 pids = []
                 for line in stream(demo.stdout):
@@ -179,7 +179,7 @@ class TestLines:
         assert list(json.loads(output.splitlines()[-1])) == ["summary"]
 
     def test_ctrl_c_ends_it_with_the_summary(self) -> None:
-        with running_demo(stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        with running("demo", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
             report = json.loads(stream(demo.stdout).readline())
             assert time.time() - report["time"] < 3  # it was not held back in a buffer
             demo.send_signal(signal.SIGINT)
@@ -188,7 +188,7 @@ class TestLines:
         assert list(json.loads(output.splitlines()[-1])) == ["summary"]
 
     def test_a_reader_that_leaves_ends_it_quietly(self) -> None:
-        with running_demo(stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        with running("demo", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
             with stream(demo.stdout) as lines:
                 json.loads(lines.readline())
             errors = stream(demo.stderr).read()
@@ -199,7 +199,10 @@ class TestTerminal:
     def test_a_live_table_until_ctrl_c(self, tmp_path: Path) -> None:
         ours, theirs = pty.openpty()
         tty.setraw(theirs)
-        with running_demo(stdin=theirs, stdout=theirs, stderr=theirs) as demo, open(ours, "rb", buffering=0) as screen:
+        with (
+            running("demo", stdin=theirs, stdout=theirs, stderr=theirs) as demo,
+            open(ours, "rb", buffering=0) as screen,
+        ):
             os.close(theirs)
             seen = read_until(screen, "machine.cpu.0")
             with running_process(tmp_path, "[red]x") as pid:
@@ -218,7 +221,7 @@ class TestTerminal:
         ours, theirs = pty.openpty()
         tty.setraw(theirs)
         with (
-            running_demo("--json", "--seconds", "0.3", stdout=theirs) as demo,
+            running("demo", "--json", "--seconds", "0.3", stdout=theirs) as demo,
             open(ours, "rb", buffering=0) as screen,
         ):
             os.close(theirs)
@@ -249,7 +252,7 @@ class TestRun:
         assert summary["summary"]["published"] == 2
 
     def test_a_second_ctrl_c_hits_at_once(self) -> None:
-        with _demo.noted_signals() as noted:
+        with _console.noted_signals() as noted:
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)

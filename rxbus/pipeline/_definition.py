@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from rxbus._console import Unusable
 from rxbus.pipeline._pipeline import Pipeline
-from rxbus.pipeline._report import Unusable
 
 
 def load(file: Path) -> Pipeline:

@@ -13,6 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from rxbus import Event
+from rxbus._console import plain
 from rxbus.pipeline import topics
 from rxbus.pipeline._pipeline import Pipeline
 from rxbus.pipeline._report import (
@@ -22,7 +23,6 @@ from rxbus.pipeline._report import (
     event_line,
     json_line,
     lines_of,
-    plain,
     summary_of,
     tree_of,
 )

@@ -19,12 +19,12 @@ from typing import Any, BinaryIO
 from reactivex.abc import DisposableBase
 
 from rxbus import Event
+from rxbus._console import plain, screen_console
 from rxbus.errors import BusClosed
 from rxbus.pipeline import _answers, topics
 from rxbus.pipeline._display import Display, Lines, Progress, Screen
 from rxbus.pipeline._pipeline import Pipeline
 from rxbus.pipeline._prompt import Prompt, Triggers
-from rxbus.pipeline._report import plain, screen_console
 from rxbus.pipeline._results import Status
 from rxbus.pipeline._shell import end_all_commands
 from rxbus.pipeline.errors import PipelineClosed

@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
+from rxbus._console import plain
 from rxbus.errors import BusClosed, PublishError, RxBusError
 from rxbus.pipeline import topics
 from rxbus.pipeline._display import Display
 from rxbus.pipeline._pipeline import Pipeline
-from rxbus.pipeline._report import json_text, plain, walk
+from rxbus.pipeline._report import json_text, walk
 from rxbus.pipeline._results import Status, StepId, text_of
 from rxbus.pipeline._triggers import post_trigger
 

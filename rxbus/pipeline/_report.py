@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
 from rxbus import Event
-from rxbus.errors import RxBusError
+from rxbus._console import plain
 from rxbus.pipeline import topics
 from rxbus.pipeline._results import (
     ALIVE,
@@ -45,10 +42,6 @@ NOT_JSON = (TypeError, ValueError, RecursionError)
 
 Structure = tuple[StepStructure, ...]
 Results = Mapping[StepId, Result]
-
-
-class Unusable(RxBusError):
-    """What was given to the terminal is no pipeline, no home or no step; the message says why."""
 
 
 class NamedStep(msgspec.Struct, frozen=True):
@@ -144,21 +137,9 @@ def step_row(number: int, step: StepStructure, result: Result | None) -> StepRow
 # -- Drawing
 
 
-def screen_console() -> Console:
-    with suppress(AttributeError, ValueError):  # not for what stands in for it in a test
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    return Console()
-
-
 def look_of(status: str | None) -> tuple[str, str]:
     """Gives a status's symbol and colour."""
     return LOOKS.get(status, ("?", "yellow"))
-
-
-def plain(text: object) -> str:
-    """Makes a line of what may hold anything, so that it cannot steer the terminal; colours are taken out."""
-    uncoloured = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", str(text)).replace("\t", "    ")
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in uncoloured)
 
 
 def lines_of(out: object) -> list[str]:

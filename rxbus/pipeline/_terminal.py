@@ -15,7 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rxbus.errors import RxBusError
+from rxbus._console import (
+    AsJson,
+    Unusable,
+    is_screen,
+    plain,
+    screen_console,
+    standard_output,
+    tell,
+    told_errors,
+    write_line,
+)
 from rxbus.pipeline import _answers
 from rxbus.pipeline._definition import load
 from rxbus.pipeline._disk import DiskStore
@@ -26,13 +36,10 @@ from rxbus.pipeline._report import (
     BuildRow,
     Results,
     Structure,
-    Unusable,
     build_row,
     duration,
     json_line,
     look_of,
-    plain,
-    screen_console,
     step_row,
     summary_of,
     tree_of,
@@ -86,16 +93,6 @@ class Reader:
 LISTING = 2.0  # seconds that a process has to say what waits
 
 
-def is_screen(as_json: bool) -> bool:
-    return sys.stdout is not None and sys.stdout.isatty() and not as_json
-
-
-def standard_output() -> BinaryIO:
-    if sys.stdout is None:
-        raise Unusable("standard output is closed")
-    return sys.stdout.buffer
-
-
 @contextmanager
 def kept_for_lines() -> Iterator[BinaryIO]:
     """Keeps standard output for JSON lines: what steps print, and their children, goes to standard error."""
@@ -120,26 +117,12 @@ application = typer.Typer(no_args_is_help=True, help="Run build pipelines, answe
 File = Annotated[Path, typer.Argument(metavar="FILE.py", help="A file whose global 'pipeline' is a Pipeline.")]
 Home = Annotated[Path, typer.Argument(metavar="HOME", help="The directory that a pipeline keeps its builds in.")]
 Number = Annotated[int, typer.Argument(metavar="N", help="The number of a build.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, as is done where there is no terminal.")]
-
-
-@contextmanager
-def told_errors() -> Iterator[None]:
-    """Says in one line what cannot be done, and exits with 2."""
-    try:
-        yield
-    except BrokenPipeError:  # typer exits quietly
-        raise
-    except (RxBusError, OSError) as error:
-        typer.echo(f"rxbus: {' '.join(plain(line) for line in str(error).splitlines())}", err=True)
-        raise typer.Exit(2) from error
 
 
 def print_lines(rows: Iterable[msgspec.Struct]) -> None:
     out = standard_output()
     for row in rows:
-        out.write(json_line(msgspec.structs.asdict(row)) + b"\n")
-        out.flush()
+        write_line(out, json_line(msgspec.structs.asdict(row)))
 
 
 @application.command()
@@ -282,7 +265,7 @@ def waiting_in(home: Path) -> list[tuple[Path, Waiting]]:
     if silent and not waiting:
         raise silent[0]
     for one in silent:
-        typer.echo(f"rxbus: {plain(one)}", err=True)
+        tell(one)
     return waiting
 
 

@@ -53,6 +53,7 @@ class DamagedRecording(UserWarning):
 
 
 _Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Time = Annotated[float, Meta(ge=-62_135_596_800, le=253_402_300_799)]  # as a `datetime`'s: differences are finite
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,8 +61,8 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     pattern: str
     maxlen: Annotated[int, Meta(ge=1)]
-    began: float
-    ended: float
+    began: _Time
+    ended: _Time
     dropped: int
     dropped_passages: int
     events: int
@@ -79,7 +80,7 @@ class _Version(msgspec.Struct):
 class _EventLine(msgspec.Struct, tag="event", omit_defaults=True, forbid_unknown_fields=True):
     id: _Id
     topic: str
-    time: float
+    time: _Time
     cause: _Id | None = None
     payload: Any = UNSET
     repr: str | UnsetType = UNSET
@@ -88,8 +89,8 @@ class _EventLine(msgspec.Struct, tag="event", omit_defaults=True, forbid_unknown
 class _DeliveryLine(msgspec.Struct, tag="delivery", forbid_unknown_fields=True):
     event: _Id
     observer: str
-    start: float
-    end: float
+    start: _Time
+    end: _Time
     thread: str
     error: str | None
 
@@ -97,7 +98,7 @@ class _DeliveryLine(msgspec.Struct, tag="delivery", forbid_unknown_fields=True):
 class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True, forbid_unknown_fields=True):
     stage: str
     kind: Literal["next", "error", "completed"]
-    time: float
+    time: _Time
     event: _Id | None = None
     value: Any = UNSET
     repr: str | UnsetType = UNSET

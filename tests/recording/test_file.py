@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from rxbus import Event, EventBus, InvalidArgument, RxBusError, Topic
 from rxbus.recording import DamagedRecording, Delivery, NotARecording, Passage, Recording, Unencodable
+from tests import recordings
 from tests.recording.conftest import Wound, content
 
 
@@ -371,3 +372,16 @@ def test_no_warning_where_nothing_is_damaged(chain: Recording, tmp_path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         saved(chain, tmp_path / "file")
+
+
+def test_times_that_no_clock_gives_are_damage(tmp_path: Path) -> None:
+    lines = [
+        recordings.event(1, "a", time=1.0),
+        recordings.event(2, "a", time=1e300),
+        recordings.event(3, "a", time=-1e300),
+    ]
+    with pytest.warns(DamagedRecording, match="line 3, 4"):
+        recording = recordings.made(tmp_path, lines)
+    assert [one.id for one in recording.events] == [1]
+    with pytest.raises(NotARecording, match="first line"):
+        recordings.made(tmp_path, [], ended=1e300)

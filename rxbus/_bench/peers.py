@@ -1,30 +1,31 @@
-"""The peers that rxbus is compared with, each behind one small adapter, and the loads they all carry.
+"""The peers that rxbus is compared with, each behind one small adapter.
 
-An adapter hands out the peer's own callables, bound and nothing more: no frame of ours is in what is measured.
+An adapter hands out the peer's own callables, bound and nothing more: no frame of ours is in what is measured. The
+libraries are imported when their adapter is made; none of them has to be installed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
+import platform
 import threading
-import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import repeat
-from time import sleep
-from typing import Any, ClassVar, TypeVar
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import abxbus  # type: ignore[import-untyped]
-import blinker
-import psygnal
-import pyee
 from reactivex.subject import Subject
 
 import rxbus
+
+if TYPE_CHECKING:
+    import abxbus  # type: ignore[import-untyped]
+    import blinker
+    import psygnal
+    import pyee
 
 T = TypeVar("T")
 Handler = Callable[[Any], Any]
@@ -37,15 +38,28 @@ class Peer:
     """An event library, reduced to what all of them can do. Handlers take one argument; see `payload`.
 
     Attributes:
+        package: What is imported; None: nothing is.
         name: What tables call it.
         option: What it was asked for beyond its defaults.
     """
 
+    package: ClassVar[str | None]
     name: ClassVar[str]
     option: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
+
+    @classmethod
+    def version(cls) -> str | None:
+        """The version that is installed, if one is; of what is no library, Python's."""
+        if cls.package is None:
+            return platform.python_version()
+        try:
+            import_module(cls.package)
+        except ImportError:
+            return None
+        return version(cls.package)
 
     def source(self, topic: str) -> Any:
         """The library's own object for what one attaches to."""
@@ -84,6 +98,7 @@ class Peer:
 class Loop(Peer):
     """No library: a loop over callbacks, the floor of what a delivery costs."""
 
+    package = None
     name = "plain loop"
 
     def __init__(self) -> None:
@@ -108,7 +123,7 @@ class Loop(Peer):
 
 
 class Rxbus(Peer):
-    name = "rxbus"
+    package = name = "rxbus"
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,6 +150,7 @@ class Rxbus(Peer):
 
 
 class Rx(Peer):
+    package = "reactivex"
     name = "RxPY Subject"
 
     def __init__(self) -> None:
@@ -154,9 +170,11 @@ class Rx(Peer):
 class Blinker(Peer):
     """The payload is the sender: the cheapest way that blinker has to hand one over."""
 
-    name = "blinker"
+    package = name = "blinker"
 
     def __init__(self) -> None:
+        import blinker
+
         super().__init__()
         self._signals = blinker.Namespace()
 
@@ -175,13 +193,15 @@ class Blinker(Peer):
 
 
 class Pyee(Peer):
-    name = "pyee"
+    package = name = "pyee"
 
     def __init__(self) -> None:
         super().__init__()
         self.emitter = self._emitter()
 
     def _emitter(self) -> pyee.EventEmitter:
+        import pyee
+
         return pyee.EventEmitter()
 
     def source(self, topic: str) -> pyee.EventEmitter:
@@ -196,13 +216,15 @@ class Pyee(Peer):
 
 
 class Psygnal(Peer):
-    name = "psygnal"
+    package = name = "psygnal"
 
     def __init__(self) -> None:
         super().__init__()
         self._signals: defaultdict[str, psygnal.SignalInstance] = defaultdict(self._signal)
 
     def _signal(self) -> psygnal.SignalInstance:
+        import psygnal
+
         return psygnal.SignalInstance((object,))
 
     def source(self, topic: str) -> psygnal.SignalInstance:
@@ -219,12 +241,15 @@ class Psygnal(Peer):
 class Abxbus(Peer):
     """It lives on an event loop, which runs on a thread of its own here: so plain code on any thread can publish."""
 
-    name = "abxbus"
+    package = name = "abxbus"
     # At the default history of 100 events it refuses the 101st, though each has been awaited.
     _settings: ClassVar[dict[str, Any]] = {"max_history_size": 0}
 
     def __init__(self) -> None:
+        import abxbus
+
         super().__init__()
+        self._library: Any = abxbus
         logging.getLogger("abxbus").setLevel(logging.CRITICAL)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -232,7 +257,7 @@ class Abxbus(Peer):
         self.bus = self.run(self._bus())
 
     async def _bus(self) -> abxbus.EventBus:
-        return abxbus.EventBus(warn_on_duplicate_handler_names=False, **self._settings)
+        return self._library.EventBus(warn_on_duplicate_handler_names=False, **self._settings)
 
     def source(self, topic: str) -> abxbus.EventBus:
         return self.bus
@@ -243,7 +268,7 @@ class Abxbus(Peer):
 
     def emit(self, topic: str, payload: object) -> abxbus.BaseEvent[Any]:
         """Queues an event, on the loop's thread, without waiting for it."""
-        return self.bus.emit(abxbus.BaseEvent(event_type=_identifier(topic), payload=payload))
+        return self.bus.emit(self._library.BaseEvent(event_type=_identifier(topic), payload=payload))
 
     def publisher(self, topic: str) -> Publish:
         return partial(self.publish, topic)
@@ -283,6 +308,7 @@ def _identifier(topic: str) -> str:
 
 
 INLINE: tuple[type[Peer], ...] = (Loop, Rxbus, Rx, Blinker, Pyee, Psygnal)  # a plain call that waits for the handlers
+ALL: tuple[type[Peer], ...] = (*INLINE, Abxbus)
 
 
 class Tally:
@@ -308,57 +334,3 @@ class Tally:
     def attach(self, peer: Peer, topic: str, observers: int) -> None:
         for _ in range(observers):
             peer.attach(topic, self.handler())
-
-    def attach_async(self, peer: Peer, topic: str, observers: int) -> None:
-        """The same with `async def` handlers."""
-        for _ in range(observers):
-            peer.attach(topic, _coroutine_function(self.handler()))
-
-    def attach_sleepers(self, peer: Peer, topic: str, observers: int, seconds: float) -> None:
-        for _ in range(observers):
-            peer.attach(topic, _after(seconds, self.handler()))
-
-
-def _coroutine_function(handler: Handler) -> Handler:
-    async def handle(message: object) -> None:
-        handler(message)
-
-    return handle
-
-
-def _after(seconds: float, handler: Handler) -> Handler:
-    def handle(message: object) -> None:
-        sleep(seconds)
-        handler(message)
-
-    return handle
-
-
-def publish_many(publish: Publish, times: int) -> None:
-    for payload in repeat(1, times):
-        publish(payload)
-
-
-def publish_together(publish: Publish, threads: int, times: int) -> None:
-    """Publishes from several threads at once, `times` from each."""
-    ready = threading.Barrier(threads)
-
-    def work() -> None:
-        ready.wait(LIMIT)
-        publish_many(publish, times)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(work) for _ in range(threads)]:
-            future.result()
-
-
-def memory(publish: Publish, times: int) -> tuple[int, int]:
-    """Gives the bytes that publishing so often leaves behind, and the most that it held at a time."""
-    publish_many(publish, times // 100)  # what is made once and kept
-    tracemalloc.start()
-    try:
-        publish_many(publish, times)
-        gc.collect()
-        return tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
