@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rxbus import Event, EventBus, Topic, only_payload
-from rxbus._console import exit_code, noted_signals
+from rxbus._console import exit_code, is_screen, noted_signals, standard_output, write_line
 from rxbus.display._meter import Frame, Meter, Row, Selection
 from rxbus.display._top import as_segments, printable
 from rxbus.errors import PublishError
@@ -198,9 +197,10 @@ Show = Callable[[Report], None]
 def as_lines(summary: Callable[[], Summary]) -> Iterator[Show]:
     """Shows reports, and in the end the summary, as JSON lines; in UTF-8, whatever the locale is."""
 
+    out = standard_output()
+
     def write(value: object) -> None:
-        sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-        sys.stdout.buffer.flush()
+        write_line(out, msgspec.json.encode(value))
 
     yield write
     write({"summary": summary()})
@@ -228,7 +228,7 @@ def run(seconds: float | None, as_json: bool) -> int:
         The exit code: 0 or, as shells have it, 128 and the signal's number.
     """
     console = Console()
-    lively = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal and not as_json
+    lively = is_screen(as_json) and console.is_terminal and not console.is_dumb_terminal
     with noted_signals() as signals, EventBus() as bus:
         probe, news, machine = Probe(bus), News(), Machine()
         attach_observers(probe, news, machine.processors)

@@ -36,7 +36,7 @@ def _application() -> Callable[[], object]:
 
         from rxbus import _demo
         from rxbus._bench.command import bench
-        from rxbus._console import AsJson, check_seconds
+        from rxbus._console import AsJson, check_seconds, told_errors
         from rxbus._recordings import replay, report
         from rxbus.pipeline import _terminal
     except ModuleNotFoundError as error:
@@ -75,7 +75,8 @@ def _application() -> Callable[[], object]:
         """
         if seconds is not None:
             check_seconds(seconds)
-        raise typer.Exit(_demo.run(seconds, as_json))
+        with told_errors():
+            raise typer.Exit(_demo.run(seconds, as_json))
 
     for command in (bench, replay, report):
         application.command()(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -91,6 +92,14 @@ class TestCommand:
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert (ended.value.code, capsys.readouterr().err) == (2, MISSING)
+
+    @pytest.mark.parametrize(
+        ("to", "told"), [(">&-", "standard output is closed"), (">/dev/full", "[Errno 28] No space left on device")]
+    )
+    def test_nowhere_to_print(self, to: str, told: str) -> None:
+        words = shlex.join([sys.executable, "-m", "rxbus", "demo", "--seconds", "0.1"])
+        done = subprocess.run(f"{words} {to}", shell=True, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr) == (2, f"rxbus: {told}\n")
 
     @pytest.mark.parametrize(("arguments", "shown"), [(["--help"], "demo"), (["demo", "--help"], "--seconds")])
     def test_help(self, arguments: list[str], shown: str) -> None:
@@ -205,8 +214,10 @@ class TestTerminal:
         ):
             os.close(theirs)
             seen = read_until(screen, "machine.cpu.0")
-            with running_process(tmp_path, "[red]x") as pid:
-                seen += read_until(screen, f"machine.process.started: [red]x ({pid})")
+            with ExitStack() as processes:
+                for _ in range(5):  # one may be seen in the moment before it has its name
+                    processes.enter_context(running_process(tmp_path, "[red]x"))
+                seen += read_until(screen, "machine.process.started: [red]x (")
             demo.send_signal(signal.SIGINT)
             seen += read_until(screen, None)
             assert demo.wait(PATIENCE) == 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -30,7 +31,7 @@ from rxbus.pipeline import _answers
 from rxbus.pipeline._definition import load
 from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._follower import Begin, Follower
-from rxbus.pipeline._pipeline import Pipeline
+from rxbus.pipeline._pipeline import Pipeline, PipelineFinished
 from rxbus.pipeline._prompt import Reply, Request, Waiting
 from rxbus.pipeline._report import (
     BuildRow,
@@ -46,7 +47,7 @@ from rxbus.pipeline._report import (
     walk,
 )
 from rxbus.pipeline._results import StepId, step_id_of, without_life
-from rxbus.pipeline.errors import DamagedState, UnknownBuild
+from rxbus.pipeline.errors import DamagedState, UnknownBuild, UnknownStep
 
 
 def home_of(path: Path) -> Path:
@@ -150,7 +151,14 @@ def retrigger(
     def prepare(pipeline: Pipeline) -> Begin:
         if pipeline.home is None or pipeline.home.resolve() != home.resolve():
             raise Unusable(f"the home of the pipeline in {file} is not {home}, but {pipeline.home or 'none'}")
-        return lambda: pipeline._start_again(number, step_id)
+
+        def begin() -> tuple[int, Future[PipelineFinished]]:
+            try:
+                return pipeline._start_again(number, step_id)
+            except UnknownStep as error:
+                raise Unusable(f"build {number} has no step {step}, or did not come to it") from error
+
+        return begin
 
     with told_errors():
         step_id = step_of(step)

@@ -634,7 +634,7 @@ class TestRetrigger:
         assert invoke("run", path).exit_code == 1
         assert f"the home of the pipeline in {path} is not {tmp_path}" in refusal("retrigger", tmp_path, path, 1, "1")
         assert "there is no build 8" in refusal("retrigger", home, path, 8, "1")
-        assert "has no step (3,)" in refusal("retrigger", home, path, 1, "3")
+        assert "has no step 3, or" in refusal("retrigger", home, path, 1, "3")
         for step in ("1.2", "", "1-", "01", "one", "\uff11"):
             assert "is no step" in refusal("retrigger", home, path, 1, step)
         assert "had other steps" in refusal("retrigger", home, write("build", GOOD), 1, "1")
