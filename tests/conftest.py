@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from rxbus import _buffered
+from rxbus.testing import Check
 
 pytest_plugins = ["rxbus._pytest"]
 
@@ -44,8 +45,8 @@ def spawn() -> Iterator[Callable[..., Future[Any]]]:
 
 
 @pytest.fixture(autouse=True)
-def _no_spare_threads_left() -> Iterator[None]:
-    """The spare workers, which users need not care for, are to end like all others."""
+def _nothing_left(rxbus_check: Check) -> Iterator[None]:
+    """Checks all tests; the spare workers, which users need not care for, are to end like all others."""
     yield
     _buffered._spare.close()
 
