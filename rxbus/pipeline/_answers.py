@@ -96,7 +96,7 @@ def sockets(home: Path) -> list[Path]:
     return sorted(path for path in home.glob(PATTERN) if path.is_socket() or path.is_symlink())
 
 
-def ask(path: Path, request: bytes, patience: float = PATIENCE) -> bytes | None:
+def ask(path: Path, request: bytes, patience: float | None = None) -> bytes | None:
     """Sends a request to one of a home's sockets, and gives the reply; None where nobody listens any more.
 
     Raises:
@@ -105,7 +105,7 @@ def ask(path: Path, request: bytes, patience: float = PATIENCE) -> bytes | None:
     if not hasattr(socket, "AF_UNIX"):
         raise NoSocket(path, "this platform has no Unix sockets")
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(patience)
+        connection.settimeout(PATIENCE if patience is None else patience)
         try:
             connection.connect(_address(path))
             if not is_own(connection):
@@ -194,9 +194,9 @@ def _send(connection: socket.socket, data: bytes) -> None:
     connection.shutdown(socket.SHUT_WR)
 
 
-def _receive(connection: socket.socket, patience: float = PATIENCE) -> bytes:
+def _receive(connection: socket.socket, patience: float | None = None) -> bytes:
     """Receives up to the end of what the other side sends."""
-    received, end = bytearray(), time.monotonic() + patience
+    received, end = bytearray(), time.monotonic() + (PATIENCE if patience is None else patience)
     while True:
         connection.settimeout(max(0.001, end - time.monotonic()))
         chunk = connection.recv(LIMIT)

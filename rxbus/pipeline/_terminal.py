@@ -277,7 +277,7 @@ def waiting_in(home: Path) -> list[tuple[Path, Waiting]]:
     return waiting
 
 
-def request(path: Path, wanted: Request, patience: float = _answers.PATIENCE) -> Reply:
+def request(path: Path, wanted: Request, patience: float | None = None) -> Reply:
     reply = _answers.ask(path, msgspec.json.encode(wanted), patience)
     if reply is None:  # it has ended
         return Reply([])
