@@ -12,7 +12,6 @@ visits are idempotent, and any number of threads may be sent to a lane for the s
 
 from __future__ import annotations
 
-import sys
 import threading
 from asyncio import _get_running_loop
 from collections import deque
@@ -29,6 +28,7 @@ from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
 from rxbus._span import Span
+from rxbus._turn import GIL, LockTurn
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 COMBINED = 16  # how much of other publishers' mail one publisher drains after its own event
 SLOW = 16  # fast deliveries in a row after which an observer no longer counts as slow
-
-GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 Mail = tuple["Feed", int] | Callable[[], None]  # "deliver up to this id", or something to be done in the lane's turn
 
@@ -235,28 +233,6 @@ class Lane:
                     waits[fan.top.waiting()] = None
                 entry = entry.next
         return waits
-
-
-class LockTurn:
-    """The turn `free`, for builds of Python without a GIL, where taking an attribute off is not atomic."""
-
-    __slots__ = ()
-
-    lock: threading.Lock
-
-    def _take(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            raise AttributeError("free")
-
-    def _give(self, _: bool) -> None:
-        self.lock.release()
-
-    def _is_free(self) -> bool:
-        if self.lock.locked():
-            raise AttributeError("free")
-        return True
-
-    free = property(_is_free, _give, _take)
 
 
 class LockedLane(LockTurn, Lane):

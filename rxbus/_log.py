@@ -19,9 +19,10 @@ from rxbus._acknowledgement import current_fan_out
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, ledger
 from rxbus._here import Engine, Here, Origin, Reentered, Trail, local
-from rxbus._lane import GIL, Entry, LockTurn
+from rxbus._lane import Entry
 from rxbus._observer import Attachment, Feed
 from rxbus._trace import Tracer, Tracers
+from rxbus._turn import GIL, LockTurn
 from rxbus.errors import BusClosed, EventLoopBlocked, FeedbackLoop
 
 P = ParamSpec("P")
