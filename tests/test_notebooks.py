@@ -37,13 +37,13 @@ from rxbus import EventBus
 bus = EventBus()
 def slow(event):
     time.sleep(0.002)
-    print("slow", event.payload)
+    print(f"slow {event.payload}\\n", end="")  # at once: print writes the end of the line by itself
 with bus.cell("handlers"):
     for _ in range(3):
         bus.subscribe("a").subscribe(slow)
     @bus.on("a")
     async def coroutine(event):
-        print("async", event.payload)
+        print(f"async {event.payload}\\n", end="")
 #
 receipt = await bus.publish_async("a", 1)
 #
