@@ -86,7 +86,7 @@ class Pipeline:
 
     @property
     def home(self) -> Path | None:
-        """The directory that keeps the builds' state; None: it is in memory."""
+        """The directory that keeps the builds' state; None if it is in memory."""
         return self._home
 
     def run(self, args: Mapping[str, Any] | None = None) -> PipelineFinished:

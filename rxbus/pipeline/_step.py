@@ -60,7 +60,7 @@ class StepContext:
 
     @property
     def killed(self) -> bool:
-        """Whether the step is to end: it should return the status `killed` soon."""
+        """Whether the step is to end, and should return the status `killed` soon."""
         return self._kill.thrown
 
     def wait_killed(self, timeout: float | None = None) -> bool:
