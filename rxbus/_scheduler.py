@@ -93,7 +93,7 @@ class BlockingScheduler(PeriodicScheduler):
 
     @property
     def clock(self) -> VirtualClock | None:
-        """Its virtual time; None: it goes by the machine's."""
+        """Its virtual time; None if it goes by the machine's."""
         return self._virtual
 
     @property
