@@ -8,10 +8,10 @@ const COLUMNS = [
   { key: "trend", title: "last minute" },
   { key: "p50_ms", title: "p50 ms", number: true, show: (row) => milliseconds(row.p50_ms) },
   { key: "p99_ms", title: "p99 ms", number: true, show: (row) => milliseconds(row.p99_ms) },
-  { key: "observers", title: "observers", number: true, show: (row) => COUNT.format(row.observers) },
-  { key: "pending", title: "pending", number: true, show: (row) => COUNT.format(row.pending) },
   { key: "failures", title: "failures", number: true, show: (row) => COUNT.format(row.failures) },
   { key: "slowest", title: "slowest observer", show: (row) => slowest(row) },
+  { key: "pending", title: "pending", number: true, show: (row) => COUNT.format(row.pending) },
+  { key: "observers", title: "observers", number: true, show: (row) => COUNT.format(row.observers) },
 ];
 const COUNT = new Intl.NumberFormat("en-US");
 const RATE = new Intl.NumberFormat("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
