@@ -30,6 +30,7 @@ def test_it_opens_from_a_file_and_runs_nothing(new_page: NewPage, tmp_path: Path
     assert page.locator("script, img[src='x']").count() == 0
     assert page.get_by_role("img", name="Marble diagram").evaluate("image => image.naturalWidth") > 0
     page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert "\u202e" not in page.locator("body").inner_text()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         picture(page.locator("main"), scheme)
