@@ -177,7 +177,7 @@ class Picture:
 
     def _badge(self, x: float, y: float, content: str) -> None:
         self._known.add("badge")
-        width = max(pixels(content, svg.SMALL) + 5, 11)
+        width = max(pixels(content, svg.SMALL) * BOLD + 6, 11)
         self._marks.append(svg.box(x + 5.5 - width, y - 5.5, width, 11, "badge", 5.5))
         self._marks.append(svg.text(x + 5.5 - width / 2, y + 3.6, content, "o b m", svg.SMALL))
 

@@ -2,16 +2,16 @@
 // Pause, filter and choice hold here at once, as the kernel may be busy with a cell, and there as soon as it listens.
 
 const COLUMNS = [
-  { key: "topic", title: "topic", show: (row) => row.topic },
+  { key: "topic", title: "topic", show: (row) => printable(row.topic) },
   { key: "events", title: "events", number: true, show: (row) => COUNT.format(row.events) },
   { key: "rate", title: "rate /s", number: true, show: (row) => RATE.format(row.rate) },
   { key: "trend", title: "last minute" },
   { key: "p50_ms", title: "p50 ms", number: true, show: (row) => milliseconds(row.p50_ms) },
   { key: "p99_ms", title: "p99 ms", number: true, show: (row) => milliseconds(row.p99_ms) },
-  { key: "observers", title: "observers", number: true, show: (row) => COUNT.format(row.observers) },
-  { key: "pending", title: "pending", number: true, show: (row) => COUNT.format(row.pending) },
   { key: "failures", title: "failures", number: true, show: (row) => COUNT.format(row.failures) },
   { key: "slowest", title: "slowest observer", show: (row) => slowest(row) },
+  { key: "pending", title: "pending", number: true, show: (row) => COUNT.format(row.pending) },
+  { key: "observers", title: "observers", number: true, show: (row) => COUNT.format(row.observers) },
 ];
 const COUNT = new Intl.NumberFormat("en-US");
 const RATE = new Intl.NumberFormat("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
@@ -23,7 +23,12 @@ function milliseconds(number) {
 }
 
 function slowest(row) {
-  return row.slowest === null ? "" : `${milliseconds(row.slowest_ms)} ms ${row.slowest}`;
+  return row.slowest === null ? "" : `${milliseconds(row.slowest_ms)} ms ${printable(row.slowest)}`;
+}
+
+/** As in `bus.top()`, a sign stands for what would turn a text round, or cannot be seen. */
+function printable(name) {
+  return name.replace(/(?! )[\p{C}\p{Z}]/gu, "\ufffd");
 }
 
 function element(tag, className, text) {
@@ -80,7 +85,7 @@ class Row {
     this.node.dataset.topic = topic;
     this.box = element("input", "rxbus-monitor-choose");
     this.box.type = "checkbox";
-    this.box.setAttribute("aria-label", `choose ${topic}`);
+    this.box.setAttribute("aria-label", `choose ${printable(topic)}`);
     this.box.addEventListener("change", () => choose(topic, this.box.checked));
     this.node.append(element("td"));
     this.node.firstChild.append(this.box);
