@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import hostile
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from .conftest import NewPage, Picture
     from .lab import Lab
 
+WATCHING = Path(__file__).parents[2] / "notebooks" / "4-watching-live.ipynb"
 CELLS = [
     f"""
 import threading
@@ -91,6 +93,22 @@ def test_it_moves_pauses_filters_chooses_and_ends(lab: Lab, new_page: NewPage, p
     expect(monitor.root).to_have_attribute("data-state", "ended")
     published = int(notebook.output(3).inner_text())
     assert sum(monitor.events(topic) for topic in monitor.topics()) == published
+
+
+def test_the_notebook_about_it_runs_through(lab: Lab, new_page: NewPage) -> None:
+    import nbformat
+    from playwright.sync_api import expect
+
+    page = new_page()
+    notebook = lab.open(page, nbformat.read(WATCHING, as_version=4))
+    notebook.run_all()
+    monitor = Monitor(page)
+    expect(monitor.root).to_have_attribute("data-state", "ended")
+    topics = monitor.topics()
+    assert {topic.rpartition(".")[0] for topic in topics} == {"cpu"}  # the filter that it sets
+    assert all(monitor.events(topic) > 0 for topic in topics)
+    expect(notebook.output(notebook.cells.count() - 1).last).to_contain_text("EventBus closed")
+    expect(page.locator("[data-mime-type$='.error'], [data-mime-type$='.stderr']")).to_have_text([])
 
 
 class Monitor:
