@@ -68,7 +68,11 @@ class Cell:
     def __enter__(self) -> Cell:
         before = self._cells.replace(self)
         if before is not None:
-            before._end()
+            try:
+                before._end()
+            except BaseException:  # interrupted: what is left ends when the block runs again
+                self._members.update(before._members)
+                raise
         here = local.here
         self.inside = here.feed
         self._outer, here.cell = here.cell, self

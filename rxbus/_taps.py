@@ -54,15 +54,23 @@ class Tapped(Shown):
             raise BusClosed(hub.why)
         if not hub.trace(tracer):
             raise InvalidArgument(f"the tracer is attached already: {tracer!r}")
-        cell = current_cell(hub)
+        cell, member = current_cell(hub), object()  # tracers may be equal to each other, or have no hash
 
         def detach() -> None:
             hub.untrace(tracer)
             if cell is not None:
-                cell.forget(tracer)
+                cell.forget(member)
 
-        if cell is not None:  # a recording is to know that it has come to its end
-            cell.add(tracer, getattr(tracer, "stop", detach))
+        def end() -> None:
+            try:
+                getattr(tracer, "stop", detach)()  # a recording is to know that it has come to its end
+            except Exception:  # what watches must not harm what it watches
+                logger.exception("a tracer has failed to stop, and has been detached: %r", tracer)
+            finally:
+                detach()
+
+        if cell is not None:
+            cell.add(member, end)
         return Disposable(detach)
 
     def cell(self, name: str | None = None) -> Cell:

@@ -100,6 +100,46 @@ def test_merged_streams_and_tracers(bus: EventBus) -> None:
     assert len(book.events) == 1
 
 
+class Stopped(Book):
+    """A tracer that is equal to others, has no hash, and a `stop` that means something else."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stopped)
+
+    def stop(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.rxbus_allow("failures")
+@pytest.mark.parametrize("error", [None, OSError("no disk")])
+def test_tracers_are_detached_whatever_they_are(bus: EventBus, error: OSError | None) -> None:
+    tracers = [Stopped(error) for _ in range(4)]
+    for pair in (tracers[:2], tracers[2:]):
+        with bus.cell("tap"):
+            for tracer in pair:
+                bus.trace(tracer)
+    bus.publish("a", 1)
+    assert [len(tracer.events) for tracer in tracers] == [0, 0, 1, 1]
+
+
+def test_an_interrupt_where_it_ends_the_earlier_ones(bus: EventBus) -> None:
+    tracer = Stopped(KeyboardInterrupt())
+    with bus.cell("tap"):
+        bus.trace(tracer)
+        bus.on("a")(lambda event: None)
+    with pytest.raises(KeyboardInterrupt), bus.cell("tap"):
+        pass
+    tracer.error = None
+    with bus.cell("tap"):
+        pass
+    assert bus.statistics().observers == 0
+
+
 def test_a_block_that_fails_ends_when_it_runs_again(bus: EventBus) -> None:
     with suppress(ZeroDivisionError), bus.cell("x"):
         bus.on("a")(lambda event: None)
