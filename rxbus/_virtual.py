@@ -11,7 +11,6 @@ from asyncio import AbstractEventLoop
 from contextlib import suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
-from itertools import repeat
 from math import inf
 
 from reactivex import typing
@@ -63,10 +62,10 @@ class VirtualClock(VirtualTimeScheduler):
         """Lets time pass up to a point, and does all that is due until then. It may be called by what is done.
 
         Raises:
-            ArgumentOutOfRangeException: That was earlier.
+            ArgumentOutOfRangeException: That was earlier, or lies beyond all dates.
         """
         goal = self.to_seconds(time)
-        if goal < self.seconds:
+        if not self.seconds <= goal < LAST:
             raise ArgumentOutOfRangeException
         while self.step(goal):
             pass
@@ -164,11 +163,11 @@ class VirtualTime:
         return timer
 
     def wait(self, bell: Bell, deadline: float | None) -> bool:
-        goal = inf if deadline is None else deadline
-        for _ in repeat(None, MOST) if deadline is None else repeat(None):
+        patience = _Patience(deadline)
+        while patience.lasts(self.time()):
             if bell.wait(0):
                 return True
-            if not self._clock.step(goal):
+            if not self._clock.step(patience.goal):
                 break
         if deadline is None:
             return self._is_another_inside() and bell.wait()
@@ -184,12 +183,13 @@ class VirtualTime:
 
     async def wait_async(self, rung: asyncio.Event, deadline: float | None) -> bool:
         self._awaiting[rung] = coroutine_place.get()
+        patience = _Patience(deadline)
         try:
             while not await self._has_rung(rung):
                 if self._is_loop_at_work():
                     with suppress(TimeoutError):
                         await asyncio.wait_for(rung.wait(), LOOK)
-                elif not self._clock.step(inf if deadline is None else deadline):
+                elif not ((deadline is None or patience.lasts(self.time())) and self._clock.step(patience.goal)):
                     if deadline is not None:
                         self._clock._expire(deadline)
                         break
@@ -240,6 +240,26 @@ class VirtualTime:
             if lost is not None:
                 lost()
             self._forgotten.pop(timer, None)
+
+
+class _Patience:
+    """Of a publisher, who has waited for ever when so many actions have passed; with a timeout, so many at one moment.
+
+    Actions that add actions keep time from passing: its deadline would never come.
+    """
+
+    def __init__(self, deadline: float | None) -> None:
+        self.goal = inf if deadline is None else deadline
+        self._is_by_moment = deadline is not None
+        self._left = MOST
+        self._moment = 0.0
+
+    def lasts(self, now: float) -> bool:
+        """Whether there may be one more, now."""
+        if self._is_by_moment and now > self._moment:
+            self._left, self._moment = MOST, now
+        self._left -= 1
+        return self._left >= 0
 
 
 class _Unhurried(Monitor):

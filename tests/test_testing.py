@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,6 +64,13 @@ class TestExpect:
                 _ = found.event
             go_on.set()
         assert found.event.payload == 1
+
+    def test_waiting_for_ever(self, bus: EventBus, virtual_bus: EventBus, virtual_clock: VirtualClock) -> None:
+        with expect(bus, "a", timeout=inf):
+            bus.publish("a", 1)
+        with pytest.raises(AssertionError, match="no event"):
+            expect(virtual_bus, "a", timeout=inf).wait()
+        assert virtual_clock.seconds == 0.0
 
     def test_waiting_for_one_from_now_on(self, bus: EventBus, spawn: Spawn) -> None:
         attached = threading.Event()
@@ -191,6 +199,10 @@ class TestExpectFailure:
                 _ = failed.error
             bus.publish("a", 1)
         assert str(failed.error) == "cannot take 1"
+
+    def test_it_waits_for_ever(self) -> None:
+        with expect_failure(timeout=inf):
+            logging.getLogger("rxbus").error("what failed", exc_info=ValueError("no"))
 
     @pytest.mark.rxbus_allow("failures")
     def test_others_are_not_looked_at(self, bus: EventBus) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -135,6 +135,21 @@ def test_what_happens_again_and_again_is_no_hope(
     assert clock.seconds == 50.0
 
 
+def again_and_again(clock: VirtualClock) -> None:
+    clock.schedule(lambda *_: again_and_again(clock))
+
+
+def test_actions_that_keep_time_from_passing_keep_no_timeout_from_striking(
+    bus: EventBus, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_virtual, "MOST", 50)
+    again_and_again(clock)
+    bus.subscribe("a", name="forgets").subscribe(lambda event: defer())
+    with pytest.raises(AcknowledgementTimeout, match="within 5 s"):
+        bus.publish("a", timeout=5)
+    assert clock.seconds == 5.0
+
+
 def test_guards_run_on_the_clock(bus: EventBus, clock: VirtualClock) -> None:
     settled: list[Any] = []
     silent: list[Any] = []
@@ -216,6 +231,13 @@ def test_time_does_not_go_back(bus: EventBus, clock: VirtualClock) -> None:
     with pytest.raises(ArgumentOutOfRangeException):
         clock.advance_to(34.0)
     clock.advance_to(35.0)
+
+
+@pytest.mark.parametrize("time", [inf, 1e300, nan])
+def test_time_does_not_go_beyond_all_dates(bus: EventBus, clock: VirtualClock, time: float) -> None:
+    with pytest.raises(ArgumentOutOfRangeException):
+        clock.advance_to(time)
+    assert clock.seconds == 0.0
 
 
 def test_step_by_step(clock: VirtualClock) -> None:
@@ -440,6 +462,16 @@ class TestAsync:
             assert clock.seconds == 3.0
             assert (await bus.publish_async("a", timeout=6)).acknowledged == 1
             assert clock.seconds == 8.0
+
+    async def test_actions_that_keep_time_from_passing(
+        self, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_virtual, "MOST", 50)
+        async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:
+            again_and_again(clock)
+            bus.subscribe("a").subscribe(lambda event: defer())
+            with pytest.raises(AcknowledgementTimeout):
+                await bus.publish_async("a", timeout=5)
 
     async def test_other_tasks_may_acknowledge(self, clock: VirtualClock) -> None:
         async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from reactivex import abc
+from reactivex.internal import ArgumentOutOfRangeException
 
 from rxbus import Event, EventBus, InvalidArgument, Receipt, Topic, VirtualClock, matcher
 
@@ -168,7 +169,7 @@ class expect(Generic[T]):
     def _wait(self) -> None:
         clock = self._bus.scheduler.clock
         if clock is None:
-            self._rung.wait(self._timeout)
+            self._rung.wait(min(self._timeout, threading.TIMEOUT_MAX))
             return
         deadline = clock.seconds + self._timeout
         while not self._rung.is_set() and clock.step(deadline):
@@ -186,8 +187,9 @@ class expect(Generic[T]):
         self._end(clock, deadline)
 
     def _end(self, clock: VirtualClock, deadline: float) -> None:
-        if not self._rung.is_set() and clock.seconds < deadline:
-            clock.advance_to(deadline)
+        if not self._rung.is_set():
+            with suppress(ArgumentOutOfRangeException):  # it is over already; or lies beyond all dates
+                clock.advance_to(deadline)
 
     async def _really_wait(self) -> None:
         loop = asyncio.get_running_loop()
@@ -309,7 +311,7 @@ class expect_failure(Failures):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._rung.wait(self._timeout)
+            self._rung.wait(min(self._timeout, threading.TIMEOUT_MAX))
         off = self.detach()
         if kind is None and not self.errors:
             others = "; ".join(self._others) or "no other either"
