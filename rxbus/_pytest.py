@@ -31,7 +31,7 @@ class _Reports:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-        if call.when == "call" and call.excinfo is not None:
+        if call.when != "teardown" and call.excinfo is not None:  # another fixture may have failed
             item.stash[_failed] = True
 
 
@@ -47,6 +47,7 @@ def rxbus_check(request: pytest.FixtureRequest) -> Iterator[Check]:
     plugins = request.config.pluginmanager
     if not plugins.has_plugin("rxbus-reports"):
         plugins.register(_Reports(), "rxbus-reports")
+    request.node.stash[_failed] = False  # it may run again
     allowed = [what for marker in request.node.iter_markers("rxbus_allow") for what in marker.args]
     try:
         with Check(allowed) as check:

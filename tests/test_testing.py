@@ -555,6 +555,21 @@ def test_failed_already(bus):
             ]
         )
 
+    def test_a_fixture_that_fails_lets_it_off(self, pytester: pytest.Pytester) -> None:
+        code = """
+@pytest.fixture
+def broken(bus):
+    bus.subscribe("log").pipe(buffered(3)).subscribe(lambda event: 1 / 0)
+    bus.publish("log")
+    raise OSError("the reason")
+
+def test_it(broken):
+    ...
+"""
+        result = self.run(pytester, code)
+        result.assert_outcomes(errors=1)
+        result.stdout.no_fnmatch_line("*left behind*")
+
     def test_for_all_tests_of_a_project(self, pytester: pytest.Pytester) -> None:
         code = """
 def test_own_bus():
