@@ -200,6 +200,24 @@ class TestExpectFailure:
             bus.publish("a", 1)
         assert str(failed.error) == "cannot take 1"
 
+    @pytest.mark.rxbus_allow("failures")
+    def test_errors_without_words(self, bus: EventBus) -> None:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise OSError
+
+            __repr__ = __str__
+
+        def mute(_: object) -> None:
+            raise Mute
+
+        bus.subscribe("a").pipe(buffered(3)).subscribe(mute)
+        with expect_failure(Mute, timeout=PATIENCE) as failed:
+            bus.publish("a")
+        assert type(failed.error) is Mute
+        with pytest.raises(Leftovers, match="what to say raised OSError"), Check():
+            logging.getLogger("rxbus").error("it failed", exc_info=Mute())
+
     def test_it_waits_for_ever(self) -> None:
         with expect_failure(timeout=inf):
             logging.getLogger("rxbus").error("what failed", exc_info=ValueError("no"))

@@ -295,10 +295,10 @@ class expect_failure(Failures):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, self._kind) and self._match.search(str(error)):
+        if isinstance(error, self._kind) and self._match.search(_harmless(error.__str__)):
             self.see(record)
             self.errors.append(error)
-            self.messages.append(record.getMessage())
+            self.messages.append(_harmless(record.getMessage))
             self._rung.set()
         else:
             self._others.append(tell(record))
@@ -325,12 +325,21 @@ class expect_failure(Failures):
 def tell(record: logging.LogRecord) -> str:
     """What a record of a failure says, in a line."""
     error = record.exc_info[1] if record.exc_info else None
-    return _shortened(record.getMessage()) + ("" if error is None else f": {_shortened(repr(error))}")
+    what = "" if error is None else f": {_shortened(_harmless(error.__repr__))}"
+    return _shortened(_harmless(record.getMessage)) + what
 
 
 def _called(predicate: object) -> str:
     name = getattr(predicate, "__qualname__", None) or repr(predicate)
     return "the predicate" if "<lambda>" in name else name.replace(".<locals>", "")
+
+
+def _harmless(text: Callable[[], str]) -> str:
+    """Text of an error, or of what a record is about: where that raises, this is no failure of who logs or looks."""
+    try:
+        return text()
+    except Exception as error:
+        return f"<what to say raised {type(error).__name__}>"
 
 
 def _shortened(text: str) -> str:
