@@ -103,7 +103,13 @@ def running_shell() -> Any:
 
 def is_terminal() -> bool:
     """Whether the program's output goes where a table can be drawn over itself."""
-    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    out = sys.stdout
+    return not is_closed(out) and out.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def is_closed(out: Any) -> bool:
+    """Whether a program's output goes nowhere."""
+    return out is None or getattr(out, "closed", False)
 
 
 class Screen(ABC):
@@ -179,8 +185,12 @@ class File(Screen):
     def draw(self, frame: Frame) -> None: ...
 
     def close(self, frame: Frame) -> None:
+        out = sys.stdout
+        if is_closed(out):
+            return
+        coding = getattr(out, "encoding", None) or "utf-8"  # a name may hold what the file cannot
         with suppress(BrokenPipeError):  # nobody reads it
-            print(as_text(frame), flush=True)
+            print(as_text(frame).encode(coding, "replace").decode(coding), flush=True)
 
 
 class Terminal(Screen):
@@ -231,7 +241,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """What a row shows, in the order of `HEADINGS`."""
     slowest = "" if row.slowest is None else f"{milliseconds(row.slowest_ms)} ms {printable(row.slowest)}"
     return (
-        row.topic,
+        printable(row.topic),
         f"{row.events:,}",
         f"{row.rate:,.1f}",
         milliseconds(row.p50_ms),
@@ -248,7 +258,7 @@ def milliseconds(number: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Replaces what could steer a terminal, or cannot be encoded: an observer may have any name."""
+    """Replaces what could steer a terminal, or cannot be encoded: topics and observers may have such names."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 

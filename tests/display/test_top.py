@@ -268,6 +268,28 @@ class TestFile:
         bus.close()
         assert caplog.records == []
 
+    @pytest.mark.parametrize("coding", ["ascii", "utf-8"])
+    def test_names_that_it_cannot_hold(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, coding: str) -> None:
+        out = io.TextIOWrapper(io.BytesIO(), coding)
+        monkeypatch.setattr(sys, "stdout", out)
+        top = bus.top()
+        bus.subscribe("prix.\ud800", name="\ud800").subscribe(lambda event: None)
+        bus.publish("prix.\ud800")
+        bus.publish("\u202eprix.\N{EURO SIGN}")
+        top.stop()
+        out.seek(0)
+        text = out.read()
+        assert "prix." in text
+        assert "\u202e" not in text
+
+    def test_an_output_that_is_closed(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", out)
+        top = bus.top()
+        out.close()
+        top.stop()
+        assert bus.top() is not top  # nor where it is closed before
+
     def test_a_dumb_terminal_is_no_terminal(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
         tty = terminal(monkeypatch)
         monkeypatch.setenv("TERM", "dumb")
