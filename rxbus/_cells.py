@@ -87,10 +87,11 @@ class Cell:
         return f"<Cell {self.name!r}, attached: {len(self._members)}>"
 
     def _end(self) -> None:
-        while self._members:
-            member, end = next(iter(self._members.items()))
-            end()
-            self._members.pop(member, None)
+        while self._members:  # other threads may add some, and some may leave
+            for member, end in list(self._members.items()):
+                if member in self._members:
+                    end()
+                self._members.pop(member, None)
 
 
 def current_cell(hub: Hub) -> Cell | None:

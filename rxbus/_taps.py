@@ -105,6 +105,8 @@ class Tapped(Shown):
             raise BusClosed(self._hub.why)
         key, callbacks = object(), self._at_close  # what takes it back keeps no bus alive, either
         callbacks[key] = callback
+        if self._hub.closed and callbacks.pop(key, None) is not None:  # closed meanwhile: nobody will call it
+            raise BusClosed(self._hub.why)
 
         def take_back() -> None:
             callbacks.pop(key, None)
@@ -112,10 +114,11 @@ class Tapped(Shown):
         return Disposable(take_back)
 
     def _call_back(self) -> None:
-        while self._at_close:
-            key, callback = next(iter(self._at_close.items()))
-            try:
-                callback()
-            except Exception:
-                logger.exception("what was to be called when the bus had been closed has failed: %r", callback)
-            self._at_close.pop(key, None)
+        while self._at_close:  # other threads may add some, and take some back
+            for key, callback in list(self._at_close.items()):
+                try:
+                    if key in self._at_close:
+                        callback()
+                except Exception:
+                    logger.exception("what was to be called when the bus had been closed has failed: %r", callback)
+                self._at_close.pop(key, None)

@@ -464,6 +464,28 @@ def test_a_stage_has_a_name(name: Any) -> None:
 # -- the end of a bus
 
 
+def test_a_bus_that_closes_in_the_moment_in_which_something_is_hung_on_its_end(bus: EventBus) -> None:
+    class Late(dict[object, Callable[[], object]]):
+        def __setitem__(self, key: object, callback: Callable[[], object]) -> None:
+            bus.close()  # as another thread may
+            super().__setitem__(key, callback)
+
+    told: list[str] = []
+    bus._at_close = Late()
+    with pytest.raises(BusClosed):
+        bus.on_close(lambda: told.append("never"))
+    assert not told
+
+
+def test_what_is_called_at_the_end_may_take_back_others(bus: EventBus) -> None:
+    told: list[str] = []
+    bus.on_close(lambda: taken_back.dispose())
+    taken_back = bus.on_close(lambda: told.append("never"))
+    bus.on_close(lambda: told.append("last"))
+    bus.close()
+    assert told == ["last"]
+
+
 @pytest.mark.rxbus_allow("failures")
 def test_callbacks_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     bus = EventBus()
