@@ -8,8 +8,10 @@ overlaps otherwise goes to a further thread of the same name.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +133,45 @@ def _lay_out(bars: Iterable[_Slice], tid: int) -> dict[int, str]:
         by_track[bar.track].append(bar)
     names: dict[int, str] = {}
     for track, some in sorted(by_track.items()):
-        lanes: list[list[int]] = []  # the ends of the bars that are open there, the innermost last
+        lanes = _Lanes()
         for bar in sorted(some, key=lambda bar: (bar.start, -bar.end)):
-            bar.tid = tid + next((lane for lane, ends in enumerate(lanes) if _fits(bar, ends)), len(lanes))
-            if bar.tid - tid == len(lanes):
-                lanes.append([])
-            lanes[bar.tid - tid].append(bar.end)
+            bar.tid = tid + lanes.place(bar)
         names |= {tid + lane: track for lane in range(len(lanes))}
         tid += len(lanes)
     return names
 
 
-def _fits(bar: _Slice, ends: list[int]) -> bool:
-    """Whether a bar lies behind all that has begun before it, or inside of what is open."""
-    while ends and ends[-1] <= bar.start:
-        ends.pop()
-    return not ends or bar.end <= ends[-1]
+class _Lanes:
+    """Finds lanes for bars, in order of their start, without asking each: thousands of publishes may overlap."""
+
+    def __init__(self) -> None:
+        self._ends: list[list[int]] = []  # by lane: those of the bars that are open there, the innermost last
+        self._innermost: list[tuple[int, int]] = []  # these, in order, and their lanes
+        self._free: list[int] = []  # a heap of the other lanes
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def place(self, bar: _Slice) -> int:
+        """Gives a lane on which a bar lies behind all that has begun before it, or inside of what is open."""
+        while self._innermost and self._innermost[0][0] <= bar.start:
+            _, lane = self._innermost.pop(0)
+            self._ends[lane].pop()
+            if self._ends[lane]:
+                insort(self._innermost, (self._ends[lane][-1], lane))
+            else:
+                heappush(self._free, lane)
+        outer = bisect_left(self._innermost, (bar.end, 0))
+        if outer < len(self._innermost) and not (self._free and self._free[0] < self._innermost[outer][1]):
+            _, lane = self._innermost.pop(outer)
+        elif self._free:
+            lane = heappop(self._free)
+        else:
+            lane = len(self._ends)
+            self._ends.append([])
+        self._ends[lane].append(bar.end)
+        insort(self._innermost, (bar.end, lane))
+        return lane
 
 
 def _flows(

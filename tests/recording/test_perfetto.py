@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -153,6 +154,25 @@ def test_what_overlaps_goes_to_a_further_track(wound: Wound, tmp_path: Path) -> 
         first, second, third = (one["tid"] for one in slices(entries, category))
         assert first != second
         assert third == first
+
+
+def test_what_overlaps_at_random(wound: Wound, tmp_path: Path) -> None:
+    random = Random(7)
+    times = [(random.randrange(60), random.randrange(20)) for _ in range(500)]
+    events = [Event("a", None, id, float(start)) for id, (start, _) in enumerate(times)]
+    deliveries = [
+        Delivery(id, "o", float(start), float(start + length), "t") for id, (start, length) in enumerate(times)
+    ]
+    entries = trace(wound(events, deliveries), tmp_path)
+    check(entries)
+    assert len(slices(entries, "publish")) == len(slices(entries, "delivery")) == 500
+
+
+def test_thousands_that_overlap_are_not_compared_with_each_other(wound: Wound, tmp_path: Path) -> None:
+    count = 30_000  # it would take minutes
+    events = [Event("a", None, id, float(id)) for id in range(count)]
+    deliveries = [Delivery(id, "o", float(id), float(id + count), "t") for id in range(count)]
+    assert len(tracks(trace(wound(events, deliveries), tmp_path))) == 2 * count
 
 
 def test_under_threads(bus: EventBus, spawn: Spawn, tmp_path: Path) -> None:
