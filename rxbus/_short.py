@@ -92,7 +92,7 @@ class Shortener:
         kind = type(value)
         if kind in self._slow:
             raise _TooSlow
-        return _in_time(lambda: repr(value))
+        return str.__str__(_in_time(lambda: repr(value)))  # plain: a subclass may be cut and joined otherwise
 
 
 class _Literal(str):

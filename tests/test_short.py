@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rxbus import Event, Receipt
 from rxbus._short import Shortener, clip, plain, short
+from rxbus.recording._records import safe_repr, shortened
 
 MANY = 8_000_000
 Pair = namedtuple("Pair", "x y")
@@ -216,3 +217,24 @@ def test_an_event_is_shown_on_a_line_however_large_its_payload_is() -> None:
     assert len(shown) < 400
     assert "…, id=7" in shown
     assert "its repr raised" in repr(Event("a", Raises(), 7, 1.5))
+
+
+class Text(str):
+    """Text that cannot be cut."""
+
+    def __getitem__(self, key: Any) -> str:
+        raise OSError
+
+    def __len__(self) -> int:
+        raise OSError
+
+
+class Written:
+    def __repr__(self) -> str:
+        return Text("as it is")
+
+
+def test_a_repr_that_is_text_of_its_own_kind() -> None:
+    assert short(Written()) == "as it is"
+    assert short([Written(), Text("text")]) == "[as it is, 'text']"
+    assert shortened(safe_repr(Written()), 5) == "as i…"

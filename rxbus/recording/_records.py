@@ -75,7 +75,7 @@ class Tape(msgspec.Struct, frozen=True):
 def safe_repr(value: object) -> str:
     """The repr of anything, also of what has none."""
     try:
-        return repr(value)
+        return str.__str__(repr(value))  # plain: a subclass may do anything when it is cut
     except Exception as error:
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
 
