@@ -241,7 +241,7 @@ def _stored(result: Mapping[Any, Any]) -> tuple[Result, dict[Any, str]]:
     for key, value in list(result.items()):
         name = key if isinstance(key, str) else brief(key)
         try:
-            copy |= _copied({key: value})
+            copy |= _copied({key: value}, False)
         except _Unstorable as error:
             faults[key] = f"{name}: JSON cannot hold {error}"
         except RecursionError:
@@ -249,8 +249,10 @@ def _stored(result: Mapping[Any, Any]) -> tuple[Result, dict[Any, str]]:
     return copy, faults
 
 
-def _copied(value: Any, by_step: bool = False) -> Any:
+def _copied(value: Any, by_step: bool) -> Any:
     """Gives a copy of a value, which may be by step.
+
+    No default for that: Python 3.13.0 does not count the depth of calls that leave out an argument.
 
     Raises:
         _Unstorable: JSON cannot hold it; names what it is.
@@ -263,9 +265,9 @@ def _copied(value: Any, by_step: bool = False) -> Any:
             copy[key] = _copied(one, key == "outputs")
         return copy
     if isinstance(value, list):
-        return [_copied(one) for one in value]
+        return [_copied(one, False) for one in value]
     if isinstance(value, tuple):
-        return tuple(_copied(one) for one in value)
+        return tuple(_copied(one, False) for one in value)
     endless = isinstance(value, float) and not isfinite(value)  # would come back as None
     too_big = isinstance(value, int) and not -(2**63) <= value < 2**64  # would come back as a float
     if endless or too_big or not (value is None or (isinstance(value, LEAVES) and _encodes(value))):
