@@ -17,8 +17,19 @@ logger = logging.getLogger("rxbus")
 IDLE_SECONDS = 10.0
 
 
+class _Unawaited(threading.Event):
+    """What `Thread.start` waits for, though it need not.
+
+    Before it is set, the collector may run a destructor on the new thread that publishes, and waits for a turn that the
+    starting thread holds.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
+
+
 class _Thread(threading.Thread):
-    """A thread that says when it has come.
+    """A thread that says when it has come; nobody waits for that who starts it.
 
     An interrupt may strike in the midst of `start`, which leaves it open whether the thread runs, or ever will.
     """
@@ -27,6 +38,12 @@ class _Thread(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._work = work
         self._came = Bell()
+        self._started = _Unawaited()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for its end, though it has not come yet."""
+        threading.Event.wait(self._started, timeout)
+        super().join(timeout)
 
     def run(self) -> None:
         self._came.ring()

@@ -1336,3 +1336,28 @@ def test_a_plain_function_around_an_async_one_fails(bus: EventBus, observers: in
     assert "attach the async function itself" in str(raised.value.exceptions[0])
     bus.subscribe("b").subscribe(lambda event: "anything else")
     assert bus.publish("b").acknowledged == 1
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("observers", [1, 2])
+def test_a_destructor_may_publish_on_a_thread_that_has_just_been_started(
+    bus: EventBus, observers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a publisher that holds the very turn which the destructor waits for."""
+    come = threading.Thread._set_ident  # type: ignore[attr-defined]
+    seen: list[Any] = []
+    collected = threading.Event()
+
+    def collect(self: threading.Thread) -> None:
+        come(self)
+        if self.name == "rxbus-monitor":
+            bus.publish("a", "from the grave")
+            collected.set()
+
+    monkeypatch.setattr(threading.Thread, "_set_ident", collect)
+    for _ in range(observers):
+        bus.subscribe("a").subscribe(lambda event: seen.append(event.payload))
+    bus.publish("a", 1)
+    assert collected.wait(PATIENCE)
+    bus.close()
+    assert sorted(map(str, seen)) == sorted(["1", "from the grave"] * observers)
