@@ -250,13 +250,17 @@ class Wait:
         outer, here.wait = here.wait, self
         try:
             here.waits.append((here.feed, here.fan, here.origin))
-            while not self._is_over(here):
-                if not clock.wait(bell, deadline):
-                    break
+            self._wait(here, bell, deadline, clock)
             return self.count <= 0
         finally:
             here.wait = outer
             del here.waits[depth:]
+
+    def _wait(self, here: Here, bell: Bell, deadline: float | None, clock: Time) -> None:
+        """No loop in the `try` of `sleep`: from Python 3.12 on its jumps back, where signals strike, are not in it."""
+        while not self._is_over(here):
+            if not clock.wait(bell, deadline):
+                break
 
     def _is_over(self, here: Here) -> bool:
         """Does what is offered; says whether nothing is missing then."""

@@ -262,17 +262,21 @@ def pass_on_later(here: Here) -> int:
     return passed
 
 
+def _do_later(here: Here) -> None:
+    """No loop in the `try` of `run_later`: signals are looked for at its jumps back, which do not count as in that."""
+    while (put_off := _put_off_first(here)) is not None:
+        put_off.job()
+        with suppress(ValueError):
+            here.later.remove(put_off)
+
+
 def run_later(here: Here) -> None:
     """Does what was put off, unless the thread is in the midst of a handler, a round, or an item of a buffer still."""
     if here.feed is not None or here.fan is not None or here.origin is not None or here.depth > 0:
         return
     here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
     try:
-        # No `while True`: a signal looked for at a jump back counts as struck before the loop, hence before `try`.
-        while (put_off := _put_off_first(here)) is not None:
-            put_off.job()
-            with suppress(ValueError):
-                here.later.remove(put_off)
+        _do_later(here)
     except BaseException:  # interrupted: a worker does the rest
         pass_on_later(here)
         raise

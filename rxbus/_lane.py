@@ -143,11 +143,7 @@ class Lane:
         else:
             try:
                 here.outer.append(fan)  # its publisher waits for this thread
-                while feed.cursor.id < id and not here.kept:
-                    mine = feed.cursor.next is not None and feed.cursor.next.id == id
-                    if not mine:
-                        claim.drop()
-                    deliver(here, feed, claim if mine else None)
+                _serve_up_to(here, feed, id, claim)
             finally:
                 del here.outer[depth:]
                 here.holding -= 1
@@ -249,6 +245,15 @@ class LockedLane(LockTurn, Lane):
 def new_lane(engine: Engine) -> Lane:
     """Makes the lane that suits this build of Python."""
     return Lane(engine) if GIL else LockedLane(engine)
+
+
+def _serve_up_to(here: Here, feed: Feed, id: int, claim: Claim) -> None:
+    """A function, since from Python 3.12 on the jumps back of a loop in a `try` are not in it: signals strike there."""
+    while feed.cursor.id < id and not here.kept:
+        mine = feed.cursor.next is not None and feed.cursor.next.id == id
+        if not mine:
+            claim.drop()
+        deliver(here, feed, claim if mine else None)
 
 
 def deliver(here: Here, feed: Feed, claim: Claim | None) -> None:
