@@ -71,10 +71,12 @@ def publishing() -> Iterator[Row]:
 
 
 def threads() -> Iterator[Row]:
-    found = compare((Rxbus, Rx), 4, rounds=25, publishes=2000, threads=8)
-    own, other = (1e-3 / found[peer.name] for peer in (Rxbus, Rx))
-    measured = f"{own / other:.2f} ({own:.0f} k / {other:.0f} k per s)"
-    yield Row("eight threads publish, observers: 4", ">= 0.5 x Subject", measured, own >= 0.5 * other)
+    """Two loads: what fits into one of the interpreter's time slices, so that threads hardly meet; and twenty such."""
+    for what, rounds, publishes in (("2,000 times each", 25, 2000), ("40,000 times each", 5, 40_000)):
+        found = compare((Rxbus, Rx), 4, rounds, publishes, threads=8)
+        own, other = (1e-3 / found[peer.name] for peer in (Rxbus, Rx))
+        measured = f"{own / other:.2f} ({own:.0f} k / {other:.0f} k per s)"
+        yield Row(f"eight threads publish, observers: 4, {what}", ">= 0.5 x Subject", measured, own >= 0.5 * other)
 
 
 def sleepers() -> Iterator[Row]:

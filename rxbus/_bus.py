@@ -113,7 +113,10 @@ class EventBus(Tapped):
             FeedbackLoop: The event is one more in a chain of causes that has grown too long.
             EventLoopBlocked: The call would block the event loop that has to run one of the handlers.
         """
-        log = self._logs.get(topic if type(topic) is str else name_of(topic))
+        try:
+            log = self._logs[topic if type(topic) is str else name_of(topic)]
+        except KeyError:
+            log = None
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise InvalidArgument(f"timeout is a number of seconds from 0 on, not {timeout!r}")
         if log is None:

@@ -65,7 +65,11 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
     try:
         event = Event(log.name, payload, next(hub.ids), time())
         on_next = feed.on_next
-        if feed.cursor is log.tail and on_next is not None and getattr(log, "free", False):
+        try:
+            unlocked = log.free
+        except AttributeError:
+            unlocked = False
+        if feed.cursor is log.tail and on_next is not None and unlocked:
             if hub.engine.monitor.asleep:
                 hub.engine.monitor.wake()
             here.event = event
@@ -181,7 +185,8 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
         raise
     finally:
         if fan is not None:
-            here.owed.pop(fan, None)
+            if here.owed:
+                here.owed.pop(fan, None)
             if before is not None:
                 fan.parent = fan.by = None
             if fan.below:
@@ -217,7 +222,7 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
     here.delivery = None
     done = 0
     held: Lane | None = None
-    caused, traced = fan.trail is not None, fan.tracers is not None
+    careful = fan.trail is not None or fan.tracers is not None
     try:
         for feed in fan.rest:
             lane = feed.lane
@@ -228,13 +233,15 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
                     hand(feed, fan)
                 continue
             # A buffer may have refused a delivery, and causes come before their effect; `deliver` tells tracers.
-            careful = traced or (caused and (fan.origin is not None or lane.is_fed_by_several()))
+            if careful and (fan.tracers is not None or fan.origin is not None or lane.is_fed_by_several()):
+                lane.post((feed, fan.id))
+                continue
             try:
                 del lane.free
             except AttributeError:
                 lane.post((feed, fan.id))
                 continue
-            if feed.cursor.next is not entry or careful:  # earlier mail first, or somebody was here before
+            if feed.cursor.next is not entry:  # earlier mail first, or somebody was here before
                 lane.free = True
                 lane.post((feed, fan.id))
                 continue
@@ -251,7 +258,8 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
             held = lane
             here.feed = feed
             try:
-                if (result := on_next(event)) is not None:
+                result = on_next(event)
+                if result is not None:
                     check_result(result)
             except BaseException as error:
                 if is_ctrl_c(error):

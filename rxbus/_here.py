@@ -7,7 +7,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 from reactivex.scheduler import CurrentThreadScheduler
@@ -222,21 +222,23 @@ class Origin(msgspec.Struct, eq=False):
     fan: FanOut | None = None  # what the handler that has it publishes now
 
 
-class _Local(threading.local):
-    here: Here
+class _Place:
+    """Makes a thread's place when it is asked for first; then the thread's own attribute hides this one.
 
-    def __init__(self) -> None:
+    No `__init__` of the local does that, since a destructor may run while the place is being made, and ask for it; and
+    no `__getattr__`, whose mere presence doubles the time that each access takes.
+    """
+
+    def __get__(self, own: _Local, _: type) -> Here:
         here = Here()
-        if "here" not in self.__dict__:
-            self.here = here
-        places[self.here.thread] = self.here
+        if "here" not in own.__dict__:
+            own.here = here
+        places[here.thread] = own.here
+        return own.here
 
-    def __getattr__(self, name: str) -> Here:
-        """A destructor runs while the thread's place is being made, and uses the bus: it has made it, then."""
-        if name != "here":
-            raise AttributeError(name)
-        self.here = Here()
-        return self.here
+
+class _Local(threading.local):
+    here = cast(Here, _Place())
 
 
 # Every thread's place, for the monitor; a thread that has ended is overwritten or swept by its ident.

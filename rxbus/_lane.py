@@ -58,7 +58,7 @@ class Lane:
 
     __slots__ = (
         *("__weakref__", "attachments", "blocked", "called", "deliveries", "due"),
-        *("engine", "free", "inbox", "slow"),
+        *("engine", "free", "inbox", "quick", "slow"),
     )
 
     free: bool
@@ -74,11 +74,17 @@ class Lane:
         self.called = False  # a worker is on its way
         self.attachments: list[Attachment] = []  # what it is the lane of
         self.blocked: tuple[tuple[Bell, Holder], ...] = ()  # the buffers that it waits for room in, by who waits
-        self.slow = 0  # it was slow: how many fast deliveries until that is forgotten
+        self.slow = False
+        self.quick = 0  # fast deliveries since it was slow
 
     def is_fed_by_several(self) -> bool:
         """Whether events come from more than one topic."""
         return len(self.attachments) > 1 or any(len(attachment.feeds) > 1 for attachment in self.attachments)
+
+    def found_slow(self) -> None:
+        """Its observer has been slow, and counts as that for some time."""
+        self.slow = True
+        self.quick = 0
 
     def post(self, mail: Mail) -> None:
         """Leaves mail and sees to it that it is read."""
@@ -316,9 +322,10 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
     lane = feed.lane
     # By the clock, even where the thread was starved (see `Watch`): one observer is handed to one worker, not all.
     if perf_counter() - began >= lane.engine.handoff_after:
-        lane.slow = SLOW
+        lane.found_slow()
     elif lane.slow:
-        lane.slow -= 1
+        lane.quick += 1
+        lane.slow = lane.quick < SLOW
     if error is not None and is_ctrl_c(error):
         raise error
 

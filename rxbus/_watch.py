@@ -21,7 +21,6 @@ from rxbus._acknowledgement import Acknowledgement
 from rxbus._fan_out import FanOut, ledger, logger, pending
 from rxbus._handover import hand_over
 from rxbus._here import Engine, Here, pass_on_later, places
-from rxbus._lane import SLOW
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Watch:
                 stand = Stand(feed, fan, event, now)
             elif self._engine.limit != 0 and self._is_slow(here, stand, now):
                 news |= self._hand_off(here, fan)
-                feed.lane.slow = SLOW
+                feed.lane.found_slow()
             news |= stand.since == now
             inside[here] = stand
             outermost = event if fan is None else fan.top
