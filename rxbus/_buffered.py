@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -137,11 +137,14 @@ class Buffer:
     def check(self, fan: FanOut) -> None:
         """See `Holder`."""
         with buffers:
-            if self._in_hand is not fan.origin:
-                return
-            for one, feed in _pending(fan):
-                if any(self in _reached(holder) for _, holder in feed.lane.blocked):
-                    one.refuse(feed, BufferOverflow(self._capacity, _RING))
+            if self._in_hand is fan.origin:
+                self._refuse_in_ring(fan)
+
+    def _refuse_in_ring(self, fan: FanOut) -> None:
+        """Under the lock."""
+        for one, feed in _pending(fan):
+            if any(self in _reached(holder) for _, holder in feed.lane.blocked):
+                one.refuse(feed, BufferOverflow(self._capacity, _RING))
 
     def _put(self, call: Callable[[], None], counts: bool) -> None:
         here = local.here
@@ -197,7 +200,7 @@ class Buffer:
         try:
             with buffers:
                 self._at_the_door.append(bell)
-                upstream = [holder for origin in origins if (holder := _in_whose_hand(origin)) is not None]
+                upstream = _in_whose_hands(origins)
                 if not _reached(self).isdisjoint(upstream):
                     raise BufferOverflow(self._capacity, _RING)
                 for lane in lanes:
@@ -205,17 +208,20 @@ class Buffer:
                 self._refuse_those_for(lanes)
                 for buffer in upstream:
                     buffer._waits_for = (*buffer._waits_for, (bell, self))
-            while not (entered := self._enter(item)) and not self._stopped:
-                self._begin(here)
-                # A full pool must not keep us waiting for a worker.
-                if self._limit is None or not self._hand_on():
-                    bell.wait()
+            return self._wait_for_room(item, here, bell)
         finally:
             try:
                 self._leave_the_door(bell, lanes, upstream)
             except BaseException:  # interrupted
                 self._leave_the_door(bell, lanes, upstream)
                 raise
+
+    def _wait_for_room(self, item: _Item, here: Here, bell: Bell) -> bool:
+        while not (entered := self._enter(item)) and not self._stopped:
+            self._begin(here)
+            # A full pool must not keep us waiting for a worker.
+            if self._limit is None or not self._hand_on():
+                bell.wait()
         return entered
 
     def _leave_the_door(self, bell: Bell, lanes: set[Lane], upstream: list[Buffer]) -> None:
@@ -281,10 +287,10 @@ class Buffer:
                 raise
 
 
-def _in_whose_hand(origin: Origin) -> Buffer | None:
-    """The buffer that is at work on an item still. Under the lock."""
-    holder = origin.holder
-    return holder if isinstance(holder, Buffer) and holder._in_hand is origin else None
+def _in_whose_hands(origins: Iterable[Origin]) -> list[Buffer]:
+    """The buffers that are at work on these items still. Under the lock."""
+    holders = [(origin.holder, origin) for origin in origins]
+    return [holder for holder, origin in holders if isinstance(holder, Buffer) and holder._in_hand is origin]
 
 
 def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:

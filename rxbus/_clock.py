@@ -162,11 +162,15 @@ class Clock:
             self._disposed += 1
             if self._disposed > max(self.SPARSE, len(self._queue) // 2):
                 pushed = self._pushed
-                kept = [entry for entry in self._queue if entry[2].call is not None]
+                kept = self._still_to_come()
                 heapq.heapify(kept)
                 if pushed == self._pushed:  # else a signal handler has; from here on there is no call
                     self._queue = kept
                     self._disposed = 0
+
+    def _still_to_come(self) -> list[tuple[float, int, Timer]]:
+        """Under the lock."""
+        return [entry for entry in self._queue if entry[2].call is not None]
 
     def _run(self, worker: Worker) -> None:
         try:

@@ -7,7 +7,7 @@ from functools import partial
 from time import sleep
 
 from rxbus._bell import Bell
-from rxbus._fan_out import ledger, serve_owed
+from rxbus._fan_out import serve_owed
 from rxbus._here import Here, local, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
@@ -93,9 +93,9 @@ class _Closing:
         if self.loop is None:
             return set()
         with self._registry.lock:
-            attached = [attachment for attachment in self._registry.attachments if attachment.loop is self.loop]
-        with ledger:
-            cut_off = [d for a in attached for d in a.lane.deliveries if d.holds and d.feed.loop is self.loop]
+            attached = list(self._registry.attachments)
+        lanes = {attachment.lane for attachment in attached if attachment.loop is self.loop}
+        cut_off = [d for lane in lanes for d in lane.all_deliveries() if d.holds and d.feed.loop is self.loop]
         error = BusClosed("the bus was closed before the handler's coroutine was done: `async with` would have waited")
         for delivery in cut_off:
             delivery.leave(error)
@@ -131,7 +131,6 @@ class _Flush:
 
 def _give_what_is_deferred(lanes: set[Lane]) -> None:
     """Counts open deferrals as given."""
-    with ledger:
-        open_ = [d for lane in lanes for d in lane.deliveries if not d.holds and not d.inside]
-    for delivery in open_:
-        delivery.leave()
+    for delivery in [delivery for lane in lanes for delivery in lane.all_deliveries()]:
+        if not delivery.holds and not delivery.inside:
+            delivery.leave()

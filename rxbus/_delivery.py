@@ -278,7 +278,7 @@ def round_lanes(log: Log, here: Here, entry: Entry, fan: FanOut) -> int:
                 here.delivery = None
                 here.kept = False
             held = None
-            # No `if`: from Python 3.12 on, its jump back is not in the `try`, and a signal is looked for there.
+            # No `if`, whose jump back would not be in the `try`: see `ledger`.
             lane.inbox and lane.visit()  # type: ignore[func-returns-value] # pyright: ignore
         if fan.last:
             with suppress(IndexError):  # it may have been taken meanwhile

@@ -40,6 +40,10 @@ logger = logging.getLogger("rxbus")
 # Ctrl-C leaves no count half done: CPython looks for signals when a function is entered, when it jumps back and when a
 # C function has returned, so that statements without calls are atomic. Each section is such a piece, or can be made
 # again: what it ends knows that it has ended. Publishers are rung up afterwards, once too often rather than not at all.
+#
+# From Python 3.12 on, a jump back with a condition (of a `while`, of an `if` that ends a `for`, in a comprehension) is
+# not in the `try` or `with` around it: struck there, a lock stays locked, and no `finally` runs. So where one matters,
+# such a loop stands in a function of its own. tests/stress/test_jumps.py looks for what the compiler has made of them.
 ledger = threading.RLock()
 
 
@@ -194,15 +198,19 @@ class FanOut(msgspec.Struct, eq=False):
 def pending(fans: Iterable[FanOut], deferred: bool = True) -> list[tuple[FanOut, Feed]]:
     """Which deliveries of some events have not ended; with or without those that do not keep their observer busy."""
     with ledger:
-        fans = list(fans)
-        lanes = {feed.lane for fan in fans for feed in fan.feeds}
-        open_ = {(d.fan, d.feed) for lane in lanes for d in lane.deliveries if deferred or d.inside or d.holds}
-        return [
-            (fan, feed)
-            for fan in fans
-            for feed in fan.feeds
-            if feed.cut is None and feed not in (fan.lapsed or ()) and (feed.cursor.id < fan.id or (fan, feed) in open_)
-        ]
+        return _pending(list(fans), deferred)
+
+
+def _pending(fans: list[FanOut], deferred: bool) -> list[tuple[FanOut, Feed]]:
+    """Under the ledger; in a function, for the sake of that: see there."""
+    lanes = {feed.lane for fan in fans for feed in fan.feeds}
+    open_ = {(d.fan, d.feed) for lane in lanes for d in lane.deliveries if deferred or d.inside or d.holds}
+    return [
+        (fan, feed)
+        for fan in fans
+        for feed in fan.feeds
+        if feed.cut is None and feed not in (fan.lapsed or ()) and (feed.cursor.id < fan.id or (fan, feed) in open_)
+    ]
 
 
 class Wait:
@@ -257,7 +265,7 @@ class Wait:
             del here.waits[depth:]
 
     def _wait(self, here: Here, bell: Bell, deadline: float | None, clock: Time) -> None:
-        """No loop in the `try` of `sleep`: from Python 3.12 on its jumps back, where signals strike, are not in it."""
+        """No loop in the `try` of `sleep`: see `ledger`."""
         while not self._is_over(here):
             if not clock.wait(bell, deadline):
                 break

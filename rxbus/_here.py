@@ -265,7 +265,7 @@ def pass_on_later(here: Here) -> int:
 
 
 def _do_later(here: Here) -> None:
-    """No loop in the `try` of `run_later`: signals are looked for at its jumps back, which do not count as in that."""
+    """No loop in the `try` of `run_later`: see `ledger` in `_fan_out`."""
     while (put_off := _put_off_first(here)) is not None:
         put_off.job()
         with suppress(ValueError):

@@ -25,7 +25,7 @@ import msgspec
 from rxbus._acknowledgement import Claim, Delivery
 from rxbus._bell import Bell
 from rxbus._causes import owed_causes
-from rxbus._fan_out import FanOut, Wait, is_ctrl_c
+from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
 from rxbus._here import Engine, Here, Holder, Trail, local, run_later
 from rxbus._span import Span
 from rxbus._turn import GIL, LockTurn
@@ -80,6 +80,11 @@ class Lane:
     def is_fed_by_several(self) -> bool:
         """Whether events come from more than one topic."""
         return len(self.attachments) > 1 or any(len(attachment.feeds) > 1 for attachment in self.attachments)
+
+    def all_deliveries(self) -> list[Delivery]:
+        """Those that are counted and have not ended."""
+        with ledger:
+            return list(self.deliveries)
 
     def found_slow(self) -> None:
         """Its observer has been slow, and counts as that for some time."""
@@ -254,7 +259,7 @@ def new_lane(engine: Engine) -> Lane:
 
 
 def _serve_up_to(here: Here, feed: Feed, id: int, claim: Claim) -> None:
-    """A function, since from Python 3.12 on the jumps back of a loop in a `try` are not in it: signals strike there."""
+    """No loop in the `try` of `serve`: see `ledger`."""
     while feed.cursor.id < id and not here.kept:
         mine = feed.cursor.next is not None and feed.cursor.next.id == id
         if not mine:

@@ -131,10 +131,9 @@ class Attachment:
         for feed in list(self.feeds.values()):
             feed.leave()
         inside = local.here.delivery
-        with ledger:
-            open_ = [one for one in self.lane.deliveries if one.feed.attachment is self and one is not inside]
-        for delivery in open_:
-            delivery.leave()
+        for delivery in self.lane.all_deliveries():
+            if delivery.feed.attachment is self and delivery is not inside:
+                delivery.leave()
         self.feeds.clear()
         with suppress(ValueError):
             self.lane.attachments.remove(self)

@@ -90,11 +90,14 @@ class VirtualClock(VirtualTimeScheduler):
         _from_outside(item.invoke)
         return True
 
+    def _drop_cancelled(self) -> None:
+        while self._queue and self._queue.peek().is_cancelled():
+            self._queue.dequeue()
+
     def _take(self, goal: float) -> ScheduledItem | None:
         """Takes off what is to happen next."""
         with self._lock:
-            while self._queue and self._queue.peek().is_cancelled():
-                self._queue.dequeue()
+            self._drop_cancelled()
             if self._queue and self.to_seconds(self._queue.peek().duetime) <= goal:
                 return self._queue.dequeue()
         return None

@@ -278,11 +278,15 @@ def _wait(done: Callable[[], bool], bells: list[Bell], timeout: float | None) ->
     bell = Bell()
     bells.append(bell)
     try:
-        while not done():
-            if not bell.wait(None if deadline is None else deadline - monotonic()):
-                return done()
+        return _until(done, bell, deadline)
     finally:
         bells.remove(bell)
+
+
+def _until(done: Callable[[], bool], bell: Bell, deadline: float | None) -> bool:
+    while not done():
+        if not bell.wait(None if deadline is None else deadline - monotonic()):
+            return done()
     return True
 
 
