@@ -302,16 +302,20 @@ def work_for_coroutine(call: Callable[[], T]) -> T:
     return call() if place is None else work_for(place, call)
 
 
-def waiting_with(here: Here) -> tuple[set[Lane], set[Origin]]:
-    """What waits as long as a thread does: lanes whose turn goes on, and items that buffers have in hand.
+def frames_of(here: Here) -> list[Frame]:
+    """The places in which a thread is: of its own stack, where it may help other publishers in the midst of its own."""
+    return [(here.feed, here.fan, here.origin), *here.waits, *((None, fan, None) for fan in here.outer)]
 
-    Those of its own stack, where it may help other publishers in the midst of its own, and of the publishers that wait
-    for what it does.
+
+def waiting_with(frames: list[Frame]) -> tuple[set[Lane], set[Origin]]:
+    """What waits as long as a thread with these frames does: lanes whose turn goes on, items that buffers have in hand.
+
+    Those of the frames, and of the publishers that wait for what is done there.
     """
     lanes: set[Lane] = set()
     origins: set[Origin] = set()
     seen: set[FanOut] = set()
-    ahead: list[Frame] = [(here.feed, here.fan, here.origin), *here.waits, *((None, fan, None) for fan in here.outer)]
+    ahead = list(frames)
     while ahead:
         feed, fan, origin = ahead.pop()
         if feed is not None:

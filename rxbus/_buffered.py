@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import current_fan_out, waiting_with, work_for
+from rxbus._acknowledgement import current_fan_out, frames_of, waiting_with, work_for
 from rxbus._bell import Bell, ring_all
 from rxbus._fan_out import FanOut, ledger, logger, pending
-from rxbus._here import Engine, Here, Holder, Job, Origin, PutOff, Reentered, local, run_later
+from rxbus._here import Engine, Frame, Here, Job, Origin, PutOff, Reentered, local, run_later
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
 
@@ -73,16 +73,38 @@ def _inherit() -> None:
     """In a forked child: the threads of the spare workers exist in the parent only."""
     global _spare
     _spare = Workers(None, "rxbus-spare")
+    _waiting.clear()
     buffers._at_fork_reinit()  # type: ignore[attr-defined] # pyright: ignore # as threading's own classes do
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_inherit)
 
-# Guards every buffer's fields, and Lane.blocked: one for all, since a buffer that is full looks at others to see
-# whether it would wait for itself. The ledger may be taken under it; nothing is called under it. An RLock, since the
-# garbage collector may run a destructor that publishes.
+# Guards every buffer's fields, and `_waiting`: one for all, since a buffer that is full looks at others to see whether
+# it would wait for itself. The ledger may be taken under it; nothing is called under it. An RLock, since the garbage
+# collector may run a destructor that publishes.
 buffers = threading.RLock()
+_waiting: dict[Bell, tuple[Buffer, list[Frame]]] = {}  # who waits for room, for room in what, and in which places
+
+
+class _Door(NamedTuple):
+    """Somebody who waits for room."""
+
+    buffer: Buffer
+    lanes: set[Lane]  # whose turn goes on until there is some
+    upstream: list[Buffer]  # whose item in hand waits for it
+
+
+def _doors() -> list[_Door]:
+    """Who waits for room. Under the lock.
+
+    Found anew each time: the handler of a nested publish that is over, since its timeout was, does not wait any more.
+    """
+    found = []
+    for buffer, frames in list(_waiting.values()):
+        lanes, origins = waiting_with(frames)
+        found.append(_Door(buffer, lanes, _in_whose_hands(origins)))
+    return found
 
 
 class _Item(msgspec.Struct, eq=False):
@@ -105,7 +127,6 @@ class Buffer:
         self._handing = False
         self._submitted = False  # a worker is on its way, or at work
         self._at_the_door: list[Bell] = []  # those who wait for room: rung when an item is taken out
-        self._waits_for: tuple[tuple[Bell, Buffer], ...] = ()  # where the item in hand waits for room, by who waits
         self._stopped = False
         self.name = "a handler"  # whose buffer it is
         self._limit: int | None = None  # of the workers that hand on
@@ -142,8 +163,9 @@ class Buffer:
 
     def _refuse_in_ring(self, fan: FanOut) -> None:
         """Under the lock."""
+        doors = _doors()
         for one, feed in _pending(fan):
-            if any(self in _reached(holder) for _, holder in feed.lane.blocked):
+            if any(feed.lane in door.lanes and self in _reached(door.buffer, doors) for door in doors):
                 one.refuse(feed, BufferOverflow(self._capacity, _RING))
 
     def _put(self, call: Callable[[], None], counts: bool) -> None:
@@ -194,26 +216,21 @@ class Buffer:
 
     def _wait_and_enter(self, item: _Item, here: Here) -> bool:
         """Waits for room; False where the buffer has been stopped."""
-        lanes, origins = waiting_with(here)
-        upstream: list[Buffer] = []
+        frames, depth = frames_of(here), len(here.waits)
         bell = Bell()
         try:
+            here.waits.append(frames[0])  # it may help meanwhile, in the midst of its own
             with buffers:
                 self._at_the_door.append(bell)
-                upstream = _in_whose_hands(origins)
-                if not _reached(self).isdisjoint(upstream):
-                    raise BufferOverflow(self._capacity, _RING)
-                for lane in lanes:
-                    lane.blocked = (*lane.blocked, (bell, self))
-                self._refuse_those_for(lanes)
-                for buffer in upstream:
-                    buffer._waits_for = (*buffer._waits_for, (bell, self))
+                _waiting[bell] = self, frames
+                self._break_rings(frames)
             return self._wait_for_room(item, here, bell)
         finally:
+            del here.waits[depth:]
             try:
-                self._leave_the_door(bell, lanes, upstream)
+                self._leave_the_door(bell, here)
             except BaseException:  # interrupted
-                self._leave_the_door(bell, lanes, upstream)
+                self._leave_the_door(bell, here)
                 raise
 
     def _wait_for_room(self, item: _Item, here: Here, bell: Bell) -> bool:
@@ -224,24 +241,28 @@ class Buffer:
                 bell.wait()
         return entered
 
-    def _leave_the_door(self, bell: Bell, lanes: set[Lane], upstream: list[Buffer]) -> None:
+    def _leave_the_door(self, bell: Bell, here: Here) -> None:
         with suppress(ValueError):
             self._at_the_door.remove(bell)
         with buffers:
-            for lane in lanes:
-                lane.blocked = tuple(door for door in lane.blocked if door[0] is not bell)
-            for buffer in upstream:
-                buffer._waits_for = tuple(door for door in buffer._waits_for if door[0] is not bell)
+            _waiting.pop(bell, None)
         if self._items and not self._handing:  # it may have been this thread that was handing on
-            self._begin(local.here)
+            self._begin(here)
 
-    def _refuse_those_for(self, lanes: set[Lane]) -> None:
-        """The lanes will wait for room: fails what the handlers that have to make it publish to those very lanes."""
-        for holder in _reached(self):
-            if isinstance(holder, Buffer):
-                for fan, feed in holder._published():
-                    if feed.lane in lanes:
-                        fan.refuse(feed, BufferOverflow(self._capacity, _RING))
+    def _break_rings(self, frames: list[Frame]) -> None:
+        """Somebody is about to wait for room: fails what would wait for itself then. Under the lock.
+
+        That is the caller, where an item in hand waits for it that has to be done with before there is room; else, what
+        the handlers that have to make room publish to the very observers which wait for it.
+        """
+        lanes, origins = waiting_with(frames)
+        reached = _reached(self, _doors())
+        if not reached.isdisjoint(_in_whose_hands(origins)):
+            raise BufferOverflow(self._capacity, _RING)
+        for buffer in reached:
+            for fan, feed in buffer._published():
+                if feed.lane in lanes:
+                    fan.refuse(feed, BufferOverflow(self._capacity, _RING))
 
     def _published(self) -> list[tuple[FanOut, Feed]]:
         """The deliveries that the item in hand waits for, by what its handler publishes. Under the lock."""
@@ -299,17 +320,16 @@ def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:
         return pending({fan, *(() if fan.wait is None else fan.wait.fans)}, deferred=False)
 
 
-def _reached(buffer: Holder) -> set[Holder]:
+def _reached(buffer: Buffer, doors: list[_Door]) -> set[Buffer]:
     """The buffers that one waits for, itself included: what its item in hand waits for, and so on. Under the lock."""
-    reached: set[Holder] = set()
-    ahead: list[Holder | None] = [buffer]
+    reached: set[Buffer] = set()
+    ahead = [buffer]
     while ahead:
         one = ahead.pop()
-        if one is not None and one not in reached:
+        if one not in reached:
             reached.add(one)
-            if isinstance(one, Buffer):
-                doors = [one._waits_for, *(feed.lane.blocked for _, feed in one._published())]
-                ahead += [to for waiting in doors for _, to in waiting]
+            lanes = {feed.lane for _, feed in one._published()}
+            ahead += [door.buffer for door in doors if one in door.upstream or not lanes.isdisjoint(door.lanes)]
     return reached
 
 

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from reactivex.observer import Observer
 
 from rxbus import _wings
-from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, waiting_with
+from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, frames_of, waiting_with
 from rxbus._closing import complete_all
 from rxbus._coroutines import check_handler
 from rxbus._delivery import is_holding, publish
@@ -348,7 +348,7 @@ class EventBus(Tapped):
         here, place = local.here, coroutine_place.get()
         if here.feed is not None or here.origin is not None:
             place = here.origin
-        inside = any(lane.engine is self._crew for lane in waiting_with(here)[0])
+        inside = any(lane.engine is self._crew for lane in waiting_with(frames_of(here))[0])
         if isinstance(place, Delivery):
             inside |= not place.ended and place.feed.lane.engine is self._crew
         elif place is not None:

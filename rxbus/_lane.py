@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rxbus._acknowledgement import Claim, Delivery
-from rxbus._bell import Bell
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
-from rxbus._here import Engine, Here, Holder, Trail, local, run_later
+from rxbus._here import Engine, Here, Trail, local, run_later
 from rxbus._span import Span
 from rxbus._turn import GIL, LockTurn
 from rxbus.errors import RxBusError
@@ -57,7 +56,7 @@ class Lane:
     """
 
     __slots__ = (
-        *("__weakref__", "attachments", "blocked", "called", "deliveries", "due"),
+        *("__weakref__", "attachments", "called", "deliveries", "due"),
         *("engine", "free", "inbox", "quick", "slow"),
     )
 
@@ -73,7 +72,6 @@ class Lane:
         self.due: dict[Callable[[], None], None] = {}
         self.called = False  # a worker is on its way
         self.attachments: list[Attachment] = []  # what it is the lane of
-        self.blocked: tuple[tuple[Bell, Holder], ...] = ()  # the buffers that it waits for room in, by who waits
         self.slow = False
         self.quick = 0  # fast deliveries since it was slow
 

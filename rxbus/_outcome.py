@@ -6,7 +6,7 @@ from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from rxbus._acknowledgement import Receipt, waiting_with
+from rxbus._acknowledgement import Receipt, frames_of, waiting_with
 from rxbus._fan_out import FanOut, ledger, pending
 from rxbus._here import local, places
 from rxbus.errors import AcknowledgementTimeout, PublishError
@@ -54,7 +54,7 @@ def _is_held_up_by(late: list[Feed], fan: FanOut) -> bool:
 
     That can be in virtual time only. The handler gets the event when it has returned, which it cannot before this does.
     """
-    below, _ = waiting_with(local.here)
+    below, _ = waiting_with(frames_of(local.here))
     return fan.root is None and any(feed.lane in below for feed in late)
 
 

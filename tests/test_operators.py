@@ -34,6 +34,7 @@ from reactivex.subject import Subject
 
 from rxbus import (
     Acknowledgement,
+    AcknowledgementTimeout,
     BlockingScheduler,
     BufferOverflow,
     Event,
@@ -45,6 +46,7 @@ from rxbus import (
     Receipt,
     RxBusError,
     Topic,
+    _buffered,
     defer,
     only_payload,
 )
@@ -1325,7 +1327,7 @@ def test_a_deferral_is_not_refused_where_its_observer_waits_for_room(bus: EventB
         deferred = owed.get(timeout=PATIENCE)
         bus.publish("items", 1)  # the buffer is full
         waiting = spawn(bus.publish, "relay.blocked")
-        while not any(one.lane.blocked for one in list(bus._registry.attachments)):
+        while not _buffered._waiting:
             threading.Event().wait(0.001)
         assert receipts == []
         deferred.ack()
@@ -1412,14 +1414,53 @@ def test_a_ring_that_closes_while_the_publish_waits_is_found(bus: EventBus, spaw
     assert first.wait(PATIENCE)
     bus.publish("x", 2)
     third = spawn(bus.publish, "x", 3)  # waits for room
-    (lane,) = [attachment.lane for attachment in bus._registry.attachments if attachment.home.name == "x"]
-    while lane.blocked is None:
+    while not _buffered._waiting:
         pass
     door.set()
     while not bus._scheduler.waiting:  # "y" has begun to wait
         pass
     waits.set()
     third.result(PATIENCE)
+
+
+@pytest.mark.timeout(30)
+def test_a_handler_whose_nested_publish_gave_up_does_not_wait_for_room(bus: EventBus, spawn: Spawn) -> None:
+    """It is busy with another event when what makes room publishes to it: a delay, and no ring."""
+    in_hand, door, gave_up, busy, gate = (threading.Event() for _ in range(5))
+    seen = []
+
+    def handle(event: Event[str]) -> None:
+        seen.append(event.payload)
+        if event.payload == "nest":
+            with pytest.raises(AcknowledgementTimeout):
+                bus.publish("x", timeout=0.01)
+            gave_up.set()
+        elif event.payload == "stay":
+            busy.set()
+            assert gate.wait(PATIENCE)
+
+    def make_room(event: Event[Any]) -> None:
+        if not in_hand.is_set():
+            in_hand.set()
+            assert door.wait(PATIENCE)
+            bus.publish("a", "from behind the buffer")
+
+    bus.subscribe("a").subscribe(handle)
+    bus.subscribe("x").pipe(buffered(1)).subscribe(make_room)
+    bus.publish("x")
+    assert in_hand.wait(PATIENCE)
+    bus.publish("x")
+    publishers = [spawn(bus.publish, "a", "nest")]
+    assert gave_up.wait(PATIENCE)  # while the event of "x" waits for room still
+    publishers.append(spawn(bus.publish, "a", "stay"))
+    assert busy.wait(PATIENCE)
+    door.set()
+    while not any(fan.log.name == "a" and fan.origin for fan in list(bus._scheduler.waiting)):
+        assert bus.statistics().failed == 0
+    gate.set()
+    for publisher in publishers:
+        publisher.result(PATIENCE)
+    assert seen == ["nest", "stay", "from behind the buffer"]
 
 
 @pytest.mark.timeout(30)
