@@ -82,7 +82,7 @@ class Lane:
     def all_deliveries(self) -> list[Delivery]:
         """Those that are counted and have not ended."""
         with ledger:
-            return list(self.deliveries)
+            return [*self.deliveries]
 
     def found_slow(self) -> None:
         """Its observer has been slow, and counts as that for some time."""
