@@ -102,13 +102,17 @@ def kept_for_lines() -> Iterator[BinaryIO]:
         errors = sys.stderr or ending.enter_context(open(os.devnull, "w"))  # None: it has been closed, `2>&-`
         with suppress(OSError):  # what stands in for it in a test has no descriptor
             descriptor = out.fileno()
-            kept = os.dup(descriptor)
-            ending.callback(os.close, kept)
-            ending.callback(os.dup2, kept, descriptor)
+            out = os.fdopen(os.dup(descriptor), "wb")
+            ending.callback(_close, out)
+            ending.callback(os.dup2, out.fileno(), descriptor)
             os.dup2(errors.fileno(), descriptor)
-            out = os.fdopen(kept, "wb", closefd=False)
         ending.enter_context(redirect_stdout(errors))
         yield out
+
+
+def _close(out: BinaryIO) -> None:
+    with suppress(OSError):  # its reader has left, and does not get what is held still
+        out.close()
 
 
 # -- Commands
