@@ -142,8 +142,8 @@ class Pipeline:
             publish(self.bus, topics.KILL_STEP, kill)
         except BusClosed:  # the user's, before the pipeline: what runs can tell nothing, and ends
             with self._lock:
-                builds = [one for one in self._builds if kill.build_number in (None, one.number)]
-            self._throw(builds)
+                builds = list(self._builds)
+            self._throw(one for one in builds if kill.build_number in (None, one.number))
 
     def _throw(self, builds: Iterable[Build]) -> None:
         for build in builds:

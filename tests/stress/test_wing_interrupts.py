@@ -1,0 +1,92 @@
+"""Ctrl-C at every single point of what stands around the bus: pipelines, runners, stores, live views."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain, count
+from pathlib import Path
+
+import pytest
+
+from rxbus import RxBusError
+from rxbus.pipeline._disk import DiskStore
+from rxbus.pipeline._store import MemoryStore
+from tests.stress.strikes import Strike
+
+pytestmark = [
+    pytest.mark.rxbus_allow("failures"),  # of what is interrupted
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # struck in a destructor
+]
+
+PATIENCE = 8.0  # seconds; less than a pipeline waits for builds that do not end
+FIRST = 30  # points at each of which it strikes
+EVERY = 1 if "RXBUS_STRESS" in os.environ else 5  # at each of the others too, or at every fifth
+
+Scene = Callable[[Path], Iterator[Callable[[], object]]]
+"""Gives what is to be struck, and goes on to look whether all is well, on another thread."""
+
+
+def removes(home: Path, store: DiskStore | MemoryStore | None = None) -> Iterator[Callable[[], object]]:
+    store = DiskStore(home) if store is None else store
+    for number in range(1, 5):
+        store.create((), b"{}")
+        if number != 2:
+            store.finish(number)
+    yield lambda: store.truncate(1)
+    store.truncate(1)
+    store.create((), b"{}")
+    assert store.numbers() == [2, 4, 5]
+    store.close()
+
+
+def removes_from_memory(home: Path) -> Iterator[Callable[[], object]]:
+    return removes(home, MemoryStore())
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        removes_from_memory,
+    ],
+    ids=lambda scene: scene.__name__,
+)
+def test_every_interrupt(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for nth in chain(range(1, FIRST), count(FIRST, EVERY)):
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        if struck(scene, tmp_path / str(nth), nth) is None:
+            break
+    assert nth > 3
+
+
+def struck(scene: Scene, home: Path, nth: int) -> str | None:
+    """Strikes at the n-th point, and looks whether all is well; says where, or None where it ended before."""
+    story, strike = scene(home), Strike(nth)
+    act = next(story)
+    with suppress(KeyboardInterrupt, RxBusError), strike:
+        act()
+    problems: list[BaseException] = []
+
+    def go_on() -> None:
+        try:
+            next(story, None)
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    at = f"struck at point {nth}, {strike.where}"
+    assert not thread.is_alive(), f"{at}: it hangs"
+    assert not problems, f"{at}: {problems[0]!r}"
+    return strike.where
