@@ -191,10 +191,10 @@ class DiskStore:
         Loops stand in functions of their own: on Python 3.12 and 3.13 their jumps back, at which Ctrl-C strikes, would
         not count as in the block, and all would stay locked.
         """
-        with self._making:
-            file = locked(self._home / LAST_NUMBER)
+        # `with`, although it is closed anyway: Ctrl-C may strike in the midst of unlocking it.
+        with self._making, locked(self._home / LAST_NUMBER) as file:
             try:
-                yield file
+                yield file.fileno()
             finally:
                 unlock(file)
 
@@ -269,7 +269,7 @@ class _Build:
         try:
             self._log = open_log(path / LOG)
         except BaseException:  # too many open files
-            os.close(self._alive)
+            self._alive.close()
             raise
         self._unlogged: dict[StepId, bytes] = {}  # what has not been, as the disk was full
         self._logged = 0
@@ -325,7 +325,7 @@ class _Build:
         if self.running:
             self.running = False
             os.close(self._log)
-            os.close(self._alive)
+            self._alive.close()
 
     def _append(self, line: bytes) -> None:
         try:

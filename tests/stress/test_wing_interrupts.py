@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rxbus import RxBusError
+from rxbus import BusClosed, RxBusError
+from rxbus.pipeline import Pipeline, StepContext
 from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._store import MemoryStore
 from tests.stress.strikes import Strike
@@ -29,6 +31,21 @@ EVERY = 1 if "RXBUS_STRESS" in os.environ else 5  # at each of the others too, o
 
 Scene = Callable[[Path], Iterator[Callable[[], object]]]
 """Gives what is to be struck, and goes on to look whether all is well, on another thread."""
+
+
+def ok(args: Any, ctx: StepContext) -> Any:
+    return {"status": "success"}
+
+
+def opens(home: Path) -> Iterator[Callable[[], object]]:
+    """A home in which a process that has crashed has left a build, half a build, and a workspace."""
+    end(Pipeline([ok], home=home), home)
+    (home / "build-1" / "build.lock").touch()
+    (home / "build-7").mkdir()
+    (home / "build-7" / "build.lock").touch()
+    (home / "workspace-9-1-x").mkdir()
+    yield lambda: Pipeline([ok], home=home)
+    end(Pipeline([ok], home=home), home)
 
 
 def removes(home: Path, store: DiskStore | MemoryStore | None = None) -> Iterator[Callable[[], object]]:
@@ -48,6 +65,17 @@ def removes_from_memory(home: Path) -> Iterator[Callable[[], object]]:
     return removes(home, MemoryStore())
 
 
+def end(pipeline: Pipeline, home: Path | None = None) -> None:
+    """Others are not locked out of the home, and nothing of the pipeline is left."""
+    if home is not None:
+        with Pipeline([ok], home=home) as other:
+            assert other.run().status == "success"
+    pipeline.shutdown()
+    assert repr(pipeline).endswith("closed>")
+    with pytest.raises(BusClosed):
+        pipeline.bus.publish("a")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -56,6 +84,8 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     "scene",
     [
+        opens,
+        removes,
         removes_from_memory,
     ],
     ids=lambda scene: scene.__name__,
