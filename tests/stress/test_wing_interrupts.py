@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from rxbus import BusClosed, RxBusError
-from rxbus.pipeline import Pipeline, StepContext
+from rxbus import BusClosed, EventBus, RxBusError
+from rxbus.pipeline import Pipeline, StepContext, in_parallel, run
 from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._store import MemoryStore
 from tests.stress.strikes import Strike
@@ -46,6 +46,38 @@ def opens(home: Path) -> Iterator[Callable[[], object]]:
     (home / "workspace-9-1-x").mkdir()
     yield lambda: Pipeline([ok], home=home)
     end(Pipeline([ok], home=home), home)
+
+
+def kills(home: Path, closed: bool = False) -> Iterator[Callable[[], object]]:
+    bus, begun = EventBus(), threading.Semaphore(0)
+
+    def wait(args: Any, ctx: StepContext) -> Any:
+        begun.release()
+        ctx.wait_killed()
+        return {"status": "killed"}
+
+    pipeline = Pipeline([in_parallel(run(wait), run(run(wait)))], bus=bus)
+    builds = [pipeline.start() for _ in range(2)]
+    for _ in range(4):
+        begun.acquire()
+    if closed:
+        bus.close()
+
+    def act() -> None:
+        for number in (1, 2):
+            pipeline.kill(number, (1,))
+
+    yield act
+    act()
+    for build in builds:
+        with suppress(BusClosed):
+            assert build.result().status == "killed"
+    pipeline.shutdown()
+    bus.close()
+
+
+def kills_where_the_bus_is_closed(home: Path) -> Iterator[Callable[[], object]]:
+    return kills(home, closed=True)
 
 
 def removes(home: Path, store: DiskStore | MemoryStore | None = None) -> Iterator[Callable[[], object]]:
@@ -85,6 +117,8 @@ class Terminal(io.StringIO):
     "scene",
     [
         opens,
+        kills,
+        kills_where_the_bus_is_closed,
         removes,
         removes_from_memory,
     ],
