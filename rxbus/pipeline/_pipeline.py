@@ -209,12 +209,12 @@ class Pipeline:
                 if self._closed:  # by a signal handler, meanwhile; asked last, as it may have struck right here
                     raise PipelineClosed
                 start_thread(partial(self._build, build, args), f"rxbus-build-{number}", finished, _context())
-            except (RuntimeError, PipelineClosed):  # there are too many threads
-                self._forget(build)
-                self.state.end_build(number)
-                raise
-            except BaseException:  # interrupted, and nobody is given its future
-                build.kill.throw()
+            except BaseException:  # too many threads; or interrupted, and nobody is given its future
+                if build.claim():
+                    self._forget(build)
+                    self.state.end_build(number)
+                else:  # its thread has
+                    build.kill.throw()
                 raise
         return number, finished
 
@@ -228,6 +228,8 @@ class Pipeline:
         return self._start(self.state.args(build_number), Retrigger(build_number, step_id, results))
 
     def _build(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
+        if not build.claim():  # whoever started it was interrupted, and does not know it
+            raise PipelineClosed
         try:
             return self._run(build, args)
         finally:

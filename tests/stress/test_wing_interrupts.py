@@ -37,6 +37,21 @@ def ok(args: Any, ctx: StepContext) -> Any:
     return {"status": "success"}
 
 
+def runs(home: Path) -> Iterator[Callable[[], object]]:
+    pipeline = Pipeline([ok, ok], home=home)
+    yield pipeline.run
+    assert pipeline.run().status == "success"
+    end(pipeline, home)
+
+
+def retriggers(home: Path) -> Iterator[Callable[[], object]]:
+    pipeline = Pipeline([ok, ok])
+    pipeline.run()
+    yield lambda: pipeline.retrigger(1, (2,))
+    assert pipeline.retrigger(1, (2,)).status == "success"
+    end(pipeline)
+
+
 def opens(home: Path) -> Iterator[Callable[[], object]]:
     """A home in which a process that has crashed has left a build, half a build, and a workspace."""
     end(Pipeline([ok], home=home), home)
@@ -80,6 +95,23 @@ def kills_where_the_bus_is_closed(home: Path) -> Iterator[Callable[[], object]]:
     return kills(home, closed=True)
 
 
+def shuts_down(home: Path) -> Iterator[Callable[[], object]]:
+    begun = threading.Event()
+
+    def wait(args: Any, ctx: StepContext) -> Any:
+        begun.set()
+        ctx.wait_killed()
+        return {"status": "killed"}
+
+    pipeline = Pipeline([wait], home=home)
+    build = pipeline.start()
+    begun.wait()
+    yield pipeline.shutdown
+    end(pipeline, home)
+    with suppress(BusClosed):
+        assert build.result().status == "killed"
+
+
 def removes(home: Path, store: DiskStore | MemoryStore | None = None) -> Iterator[Callable[[], object]]:
     store = DiskStore(home) if store is None else store
     for number in range(1, 5):
@@ -116,9 +148,12 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     "scene",
     [
+        runs,
+        retriggers,
         opens,
         kills,
         kills_where_the_bus_is_closed,
+        shuts_down,
         removes,
         removes_from_memory,
     ],
