@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rxbus import BusClosed, EventBus, RxBusError
-from rxbus.pipeline import Pipeline, StepContext, in_parallel, run
+from rxbus.pipeline import Pipeline, StepContext, in_parallel, run, start_one_run_after_another, stop_runner
 from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._store import MemoryStore
 from tests.stress.strikes import Strike
@@ -112,6 +112,19 @@ def shuts_down(home: Path) -> Iterator[Callable[[], object]]:
         assert build.result().status == "killed"
 
 
+def starts_and_stops_a_runner(home: Path) -> Iterator[Callable[[], object]]:
+    pipeline = Pipeline([lambda args, ctx: {"status": "killed" if ctx.wait_killed(0.001) else "success"}])
+
+    def act() -> None:
+        start_one_run_after_another(pipeline)
+        stop_runner(pipeline)
+
+    yield act
+    stop_runner(pipeline)
+    start_one_run_after_another(pipeline)
+    end(pipeline)
+
+
 def removes(home: Path, store: DiskStore | MemoryStore | None = None) -> Iterator[Callable[[], object]]:
     store = DiskStore(home) if store is None else store
     for number in range(1, 5):
@@ -154,6 +167,7 @@ class Terminal(io.StringIO):
         kills,
         kills_where_the_bus_is_closed,
         shuts_down,
+        starts_and_stops_a_runner,
         removes,
         removes_from_memory,
     ],
