@@ -142,6 +142,18 @@ def removes_from_memory(home: Path) -> Iterator[Callable[[], object]]:
     return removes(home, MemoryStore())
 
 
+def shows_a_table(home: Path) -> Iterator[Callable[[], object]]:
+    with EventBus() as bus:
+        bus.publish("a")
+        yield bus.top
+        table = bus.top()
+        assert table.running
+        table.stop()
+        assert not any(thread.name == "rxbus-top" for thread in threading.enumerate())
+    shown = sys.stdout.getvalue()  # type: ignore[attr-defined] # a terminal gets its cursor back
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
+
+
 def end(pipeline: Pipeline, home: Path | None = None) -> None:
     """Others are not locked out of the home, and nothing of the pipeline is left."""
     if home is not None:
@@ -161,15 +173,8 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     "scene",
     [
-        runs,
-        retriggers,
-        opens,
-        kills,
-        kills_where_the_bus_is_closed,
-        shuts_down,
-        starts_and_stops_a_runner,
-        removes,
-        removes_from_memory,
+        *(runs, retriggers, opens, kills, kills_where_the_bus_is_closed, shuts_down, starts_and_stops_a_runner),
+        *(removes, removes_from_memory, shows_a_table),
     ],
     ids=lambda scene: scene.__name__,
 )
