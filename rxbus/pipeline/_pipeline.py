@@ -180,7 +180,8 @@ class Pipeline:
         """Ends what builds need."""
         self._clock.dispose()
         for thread in self._clock_threads:
-            thread.join(self._shutdown_timeout)
+            if thread.is_alive():  # Ctrl-C may have struck as it was started
+                thread.join(self._shutdown_timeout)
         if self._owns_bus:
             self.bus.close()
 
