@@ -87,9 +87,14 @@ class Live(ABC):
             self._thread.join()
 
     def _start(self) -> None:
-        self._tick(self._begin)
-        atexit.register(self.stop)  # a program that ends gets its cursor back
-        self._thread.start()
+        try:
+            self._tick(self._begin)
+            atexit.register(self.stop)  # a program that ends gets its cursor back
+            self._thread.start()
+        except BaseException:  # Ctrl-C, perhaps; the thread, should it come nevertheless, ends at once
+            self._ended.set()
+            self._finish()
+            raise
 
     def _run(self) -> None:
         pause = PERIOD
@@ -101,9 +106,15 @@ class Live(ABC):
         except Exception:
             logger.exception("a live view has failed, and ends: %r", self)
         self._ended.set()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Draws a last frame; a second call does nothing."""
         self._at_close.dispose()
         atexit.unregister(self.stop)
         with self._turn:
+            if self._closed:
+                return
             try:
                 self._tick(self._close, always=True)
             except Exception:

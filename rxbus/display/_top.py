@@ -211,16 +211,17 @@ class Terminal(Screen):
         with self._lock:
             if Terminal._live is None:
                 # What the program prints passes above; what it writes to a file does not.
-                live = RichLive(auto_refresh=False, redirect_stderr=sys.stderr.isatty())
-                live.start()
-                Terminal._live = live
+                # Known before it starts, so that it is stopped where Ctrl-C strikes meanwhile.
+                Terminal._live = RichLive(auto_refresh=False, redirect_stderr=sys.stderr.isatty())
+                Terminal._live.start()
             self._tables[self] = as_segments(frame, Terminal._live.console.width)
             self._update(Terminal._live)
 
     def close(self, frame: Frame) -> None:
         with self._lock:
             live = Terminal._live
-            assert live is not None
+            if live is None:  # it has not even begun
+                return
             self._tables[self] = as_segments(frame, live.console.width)
             if len(self._tables) == 1:
                 Terminal._live = None

@@ -104,6 +104,11 @@ class Build:
         self.retrigger = retrigger
         self.kill = KillSwitch()
         self._threads: list[threading.Thread] = []  # those that nobody has waited for
+        self._claimed = threading.Lock()
+
+    def claim(self) -> bool:
+        """Says whether the caller is the first: its thread, or whoever was interrupted while that was started."""
+        return self._claimed.acquire(blocking=False)
 
     def publish(self, topic: Topic[T], payload: T) -> None:
         """Publishes; subscribers that fail are logged, and do not reach the step."""

@@ -149,9 +149,7 @@ class DiskStore:
 
     def truncate(self, keep: int) -> None:
         with self._alone():
-            for number in self.numbers()[:-keep]:
-                if not self._is_running(number):
-                    self._take_away(number)
+            self._take_away_all(self.numbers()[:-keep])
             removed = list(self._home.glob(REMOVED + "*"))  # also what a crash has left
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)
@@ -164,18 +162,8 @@ class DiskStore:
         if not self._directories():
             return
         with self._alone():
-            for number in self._directories():
-                path = self._directory(number)
-                if not is_free(path / LOCK):
-                    continue
-                if self._is_build(number):
-                    _finish_dead(path)
-                else:
-                    shutil.rmtree(path, ignore_errors=True)
-            for workspace in self._home.glob("workspace-*"):
-                match = WORKSPACE.fullmatch(workspace.name)
-                if match and not (self._directory(int(match[1])) / LOCK).exists():
-                    remove_tree(workspace)
+            self._tidy_builds()
+            self._tidy_workspaces()
 
     def close(self) -> None:
         with self._making:
@@ -198,11 +186,15 @@ class DiskStore:
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
-        """While it lasts, nobody else makes or removes builds; gives the open file of the last number."""
-        with self._making:
-            file = locked(self._home / LAST_NUMBER)
+        """While it lasts, nobody else makes or removes builds; gives the open file of the last number.
+
+        Loops stand in functions of their own: on Python 3.12 and 3.13 their jumps back, at which Ctrl-C strikes, would
+        not count as in the block, and all would stay locked.
+        """
+        # `with`, although it is closed anyway: Ctrl-C may strike in the midst of unlocking it.
+        with self._making, locked(self._home / LAST_NUMBER) as file:
             try:
-                yield file
+                yield file.fileno()
             finally:
                 unlock(file)
 
@@ -214,6 +206,27 @@ class DiskStore:
             with suppress(FileExistsError):  # something foreign, or half a build, or a process that has no locks
                 self._directory(number).mkdir()
                 return number
+
+    def _tidy_builds(self) -> None:
+        for number in self._directories():
+            path = self._directory(number)
+            if not is_free(path / LOCK):
+                continue
+            if self._is_build(number):
+                _finish_dead(path)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _tidy_workspaces(self) -> None:
+        for workspace in self._home.glob("workspace-*"):
+            match = WORKSPACE.fullmatch(workspace.name)
+            if match and not (self._directory(int(match[1])) / LOCK).exists():
+                remove_tree(workspace)
+
+    def _take_away_all(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if not self._is_running(number):
+                self._take_away(number)
 
     def _take_away(self, number: int) -> None:
         """Makes a build vanish at once, so that nobody finds half of it, or writes to it."""
@@ -227,7 +240,7 @@ class DiskStore:
         """The numbers of builds, and of what is called as they are."""
         with os.scandir(self._home) as entries:
             found = [(DIRECTORY.fullmatch(entry.name), entry) for entry in entries]
-            return [int(match[1]) for match, entry in found if match and entry.is_dir(follow_symlinks=False)]
+        return [int(match[1]) for match, entry in found if match and entry.is_dir(follow_symlinks=False)]
 
     def _directory(self, number: int) -> Path:
         return self._home / f"build-{number}"
@@ -256,7 +269,7 @@ class _Build:
         try:
             self._log = open_log(path / LOG)
         except BaseException:  # too many open files
-            os.close(self._alive)
+            self._alive.close()
             raise
         self._unlogged: dict[StepId, bytes] = {}  # what has not been, as the disk was full
         self._logged = 0
@@ -312,18 +325,16 @@ class _Build:
         if self.running:
             self.running = False
             os.close(self._log)
-            os.close(self._alive)
+            self._alive.close()
 
     def _append(self, line: bytes) -> None:
         try:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(self._log, left) :]
+            _write(self._log, line)
+            self._logged += len(line)
         except BaseException:  # a full disk, or Ctrl-C
             with suppress(OSError):
                 os.ftruncate(self._log, self._logged)  # half a line may be the last one only
             raise
-        self._logged += len(line)
 
     def _begin_log_anew(self, results: Mapping[StepId, bytes]) -> None:
         """Writes the whole, and goes on with an empty log: every update holds all of a step's result, so logs grow.
@@ -354,6 +365,12 @@ class _Build:
     def _compact(self, results: Mapping[StepId, bytes]) -> None:
         compact(self.path, results)
         self._results = None
+
+
+def _write(file: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def _note(counter: int, number: int) -> None:

@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -134,24 +135,25 @@ def remove_tree(path: Path) -> None:
 # -- Locks on files: they end with the process, however it ends
 
 
-def locked(path: Path) -> int:
-    """Opens a file and locks it; waits while another has it locked."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def locked(path: Path) -> FileIO:
+    """Opens a file and locks it, until it is closed; waits while another has it locked."""
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
     try:
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks is as a platform without them
                 fcntl.flock(file, fcntl.LOCK_EX)
     except BaseException:  # Ctrl-C, while another has it locked
-        os.close(file)
+        file.close()
         raise
     return file
 
 
-def unlock(file: int) -> None:
+def unlock(file: FileIO) -> None:
+    """Closes a file that has been locked; so that it is unlocked, though a child that was just forked may share it."""
     if fcntl is not None:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_UN)  # a child that was just forked may share it
-    os.close(file)
+            fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
 
 
 def is_free(path: Path) -> bool:

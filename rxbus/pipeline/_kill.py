@@ -33,7 +33,7 @@ class KillSwitch:
         return self._thrown.wait(timeout)
 
     def throw(self) -> None:
-        """Throws it, and all below; a second time does nothing.
+        """Throws it, and all below; a second time does only what an interrupt has kept the first from doing.
 
         All are thrown before the first call: it may take long, or raise, which keeps it from none of the others.
         """
@@ -59,10 +59,8 @@ class KillSwitch:
 
     def _throw(self) -> list[Callable[[], None]]:
         """Throws it, and all below; gives what is to be called."""
+        self._thrown.set()
         with self._lock:
-            if self._thrown.is_set():
-                return []
-            self._thrown.set()
             below, calls = list(self._below), self._calls
             self._calls = []
         return [*calls, *(call for switch in below for call in switch._throw())]

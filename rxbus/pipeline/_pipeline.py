@@ -142,8 +142,8 @@ class Pipeline:
             publish(self.bus, topics.KILL_STEP, kill)
         except BusClosed:  # the user's, before the pipeline: what runs can tell nothing, and ends
             with self._lock:
-                builds = [one for one in self._builds if kill.build_number in (None, one.number)]
-            self._throw(builds)
+                builds = list(self._builds)
+            self._throw(one for one in builds if kill.build_number in (None, one.number))
 
     def _throw(self, builds: Iterable[Build]) -> None:
         for build in builds:
@@ -180,7 +180,8 @@ class Pipeline:
         """Ends what builds need."""
         self._clock.dispose()
         for thread in self._clock_threads:
-            thread.join(self._shutdown_timeout)
+            if thread.is_alive():  # Ctrl-C may have struck as it was started
+                thread.join(self._shutdown_timeout)
         if self._owns_bus:
             self.bus.close()
 
@@ -209,12 +210,12 @@ class Pipeline:
                 if self._closed:  # by a signal handler, meanwhile; asked last, as it may have struck right here
                     raise PipelineClosed
                 start_thread(partial(self._build, build, args), f"rxbus-build-{number}", finished, _context())
-            except (RuntimeError, PipelineClosed):  # there are too many threads
-                self._forget(build)
-                self.state.end_build(number)
-                raise
-            except BaseException:  # interrupted, and nobody is given its future
-                build.kill.throw()
+            except BaseException:  # too many threads; or interrupted, and nobody is given its future
+                if build.claim():
+                    self._forget(build)
+                    self.state.end_build(number)
+                else:  # its thread has
+                    build.kill.throw()
                 raise
         return number, finished
 
@@ -228,6 +229,8 @@ class Pipeline:
         return self._start(self.state.args(build_number), Retrigger(build_number, step_id, results))
 
     def _build(self, build: Build, args: dict[str, Any]) -> PipelineFinished:
+        if not build.claim():  # whoever started it was interrupted, and does not know it
+            raise PipelineClosed
         try:
             return self._run(build, args)
         finally:

@@ -82,15 +82,19 @@ class Triggers:
     def answer(self, trigger_id: str, parameters: dict[str, Any] | None) -> bool:
         """Answers a trigger; False where nothing waits for it any more."""
         with self._lock:
-            found = [step for step, waiting in self._waiting.items() if waiting.trigger_id == trigger_id]
-            for step in found:
-                del self._waiting[step]
-                self._answered.add(trigger_id)
+            found = self._take_out(trigger_id)
         if not found:
             return False
         with suppress(PublishError):  # a subscriber's failure; the step has heard it
             post_trigger(self._pipeline.bus, trigger_id, parameters)
         return True
+
+    def _take_out(self, trigger_id: str) -> bool:
+        found = [step for step, waiting in self._waiting.items() if waiting.trigger_id == trigger_id]
+        for step in found:
+            del self._waiting[step]
+            self._answered.add(trigger_id)
+        return bool(found)
 
     def reply(self, request: bytes) -> bytes:
         """Answers what has come through the socket."""

@@ -70,12 +70,9 @@ class _Runner:
 
     def listen(self, topic: str, ended: Callable[[Event[Any]], None]) -> None:
         """Listens, and starts the first build."""
-        with self._pipeline._lock:
-            if self._pipeline._runner is not None:  # builds would no longer follow each other
-                raise InvalidArgument("the pipeline has a runner already: stop it before another is started")
-            self._pipeline._runner = self
         bus = self._pipeline.bus
         try:
+            self._take_place()
             self._attached.add(bus.subscribe(topics.STOP_RUNNER, name="runner").subscribe(self._stop))
             self._attached.add(bus.subscribe(topic, name="runner").subscribe(ended))
             self._start()
@@ -85,6 +82,12 @@ class _Runner:
         except BaseException:  # no build will end, so none would follow
             self._stop()
             raise
+
+    def _take_place(self) -> None:
+        with self._pipeline._lock:
+            if self._pipeline._runner is not None:  # builds would no longer follow each other
+                raise InvalidArgument("the pipeline has a runner already: stop it before another is started")
+            self._pipeline._runner = self
 
     def is_last(self, build_number: int) -> bool:
         """Whether a build is the one it has started last."""
@@ -110,7 +113,7 @@ class _Runner:
     def _stop(self, event: Event[topics.StopRunner] | None = None) -> None:
         with self._lock:
             self._stopped = True
-        self._attached.dispose()
         with self._pipeline._lock:
             if self._pipeline._runner is self:
                 self._pipeline._runner = None
+        self._attached.dispose()  # last: an interrupt would leave one that stands in the way, and hears of no stop

@@ -181,9 +181,8 @@ class MemoryStore:
 
     def truncate(self, keep: int) -> None:
         with self._lock:
-            for number in list(self._results)[:-keep]:
-                if number not in self._running:
-                    del self._results[number], self._made[number]
+            for number in set(list(self._results)[:-keep]) - self._running:
+                del self._results[number], self._made[number]
 
     def close(self) -> None:
         with self._lock:

@@ -39,7 +39,7 @@ class Updates:
         self._idle = threading.Condition()  # guards all below; no subscriber is called under it
         self._result: Result = {}
         self._pending: deque[Result] = deque()  # states to be published; where sampled, the latest only
-        self._publishing = False
+        self._turn: object | None = None  # of the call that publishes; given back without the lock
         self._due = 0.0  # when the next may be published
         self._timed = False  # the clock is going to call
         self._closed = False
@@ -88,26 +88,36 @@ class Updates:
 
     def _go_on(self, at_once: bool = False) -> None:
         """Publishes what is due, unless another thread is at it."""
-        while (state := self._take(at_once)) is not None:
-            try:
-                self._publish(state)
-            finally:
-                with self._idle:
-                    self._publishing = False
-                    self._idle.notify_all()
+        while self._publish_next(object(), at_once):
+            pass
 
-    def _take(self, at_once: bool) -> Result | None:
+    def _publish_next(self, turn: object, at_once: bool) -> bool:
+        try:
+            state = self._take(turn, at_once)
+            if state is not None:
+                self._publish(state)
+            return state is not None
+        finally:
+            if self._turn is turn:
+                self._turn = None  # before any call: Ctrl-C may strike there, and nobody else would publish any more
+                self._wake()
+
+    def _wake(self) -> None:
         with self._idle:
-            if self._publishing or not self._pending:
+            self._idle.notify_all()
+
+    def _take(self, turn: object, at_once: bool) -> Result | None:
+        with self._idle:
+            if self._turn is not None or not self._pending:
                 return None
             early = self._due - monotonic()
             if early > 0 and not at_once and not self._closed:
                 if not self._timed:
-                    self._timed = True
                     self._clock.schedule_relative(min(early, LONGEST), self._ring)
+                    self._timed = True
                 return None
             self._due = monotonic() + self._interval
-            self._publishing = True
+            self._turn = turn
             return self._pending.popleft()
 
     def _ring(self, scheduler: abc.SchedulerBase, state: Any = None) -> None:
@@ -122,6 +132,7 @@ class Updates:
         while True:
             self._go_on(at_once=True)
             with self._idle:
-                if not self._publishing and not self._pending:
+                if self._turn is None and not self._pending:
                     return
-                self._idle.wait_for(lambda: not self._publishing)
+                # With a timeout: whoever publishes may be interrupted before it wakes us.
+                self._idle.wait_for(lambda: self._turn is None, LONGEST)

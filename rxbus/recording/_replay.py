@@ -50,11 +50,14 @@ class Replay(abc.DisposableBase):
         began, closed = monotonic(), threading.Event()
         told = self._bus.on_close(closed.set)
         try:
-            while (left := self._left(monotonic() - began)) is not None:
-                if left <= 0 or closed.wait(min(left, threading.TIMEOUT_MAX)):
-                    self._publish()  # on a closed bus, this raises
+            self._run(began, closed)
         finally:
             told.dispose()
+
+    def _run(self, began: float, closed: threading.Event) -> None:
+        while (left := self._left(monotonic() - began)) is not None:
+            if left <= 0 or closed.wait(min(left, threading.TIMEOUT_MAX)):
+                self._publish()  # on a closed bus, this raises
 
     def run_on(self, scheduler: abc.SchedulerBase) -> None:
         """Publishes everything as time goes by on a scheduler."""

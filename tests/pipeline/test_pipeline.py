@@ -470,6 +470,32 @@ def test_an_interrupted_start_kills_its_build(make: Make, monkeypatch: pytest.Mo
     assert pipeline.state.step_results(1)[(1,)]["status"] == "killed"
 
 
+def test_a_shutdown_after_an_interrupt_that_kept_the_clock_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def step(args: Any, ctx: StepContext) -> Any:
+        ctx.update(n=1)  # so the next one is left to the clock
+        begun.set()
+        ctx.wait_killed()
+        return {"status": "killed"}
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "rxbus-pipeline-clock":
+            raise KeyboardInterrupt
+        true_start(self)
+
+    true_start = threading.Thread.start
+    with Pipeline([step], updates_per_second=0.01) as pipeline:
+        pipeline.start()
+        assert begun.wait(PATIENCE)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.kill_all()
+        monkeypatch.undo()
+    with pytest.raises(BusClosed):
+        pipeline.bus.publish("anything")
+
+
 def test_a_shutdown_that_strikes_a_start(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a signal handler's may: right before the build is known."""
 

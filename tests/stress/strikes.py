@@ -13,9 +13,11 @@ import rxbus
 PACKAGE = os.path.dirname(rxbus.__file__) + os.sep
 
 # CPython looks for signals when it enters a function, jumps back, and when a call of a C function has returned; between
-# two other instructions it never does, and the bus builds on that. (A tracer can raise only at the next instruction:
-# for `with lock: return list(x)` that stands outside of the block already, where a signal's exception stands inside.)
-LOOKS = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_KW", "CALL_FUNCTION_EX"}
+# two other instructions it never does, and the bus builds on that. A tracer can raise only before an instruction. For a
+# jump back that is the jump itself, which from Python 3.12 on need not be in the `try` around it; for the others it is
+# the next one. (In `with lock: return list(x)` that stands outside of the block already, where a signal's exception
+# stands inside: such points are left out.)
+LOOKS = {"RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX"}
 
 
 class Strike:
@@ -24,7 +26,7 @@ class Strike:
     def __init__(self, nth: int) -> None:
         self.left = nth
         self.where: str | None = None  # it was struck
-        self._last: dict[FrameType, str] = {}  # the instruction that each frame has carried out last
+        self._last: dict[FrameType, int | None] = {}  # the instruction that each frame has carried out last
 
     def __enter__(self) -> Strike:
         if sys.gettrace() is not None:  # coverage: two tracers do not go together, so that a few points are left out
@@ -46,10 +48,10 @@ class Strike:
 
     def _called(self, frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_back in self._last:
-            self._last[frame.f_back] = ""  # a Python function: nothing is looked for when it has returned
+            self._last[frame.f_back] = None  # a Python function: nothing is looked for when it has returned
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        self._last[frame] = "RESUME"
+        self._last[frame] = frame.f_lasti  # where it resumes
         frame.f_trace, frame.f_trace_opcodes, frame.f_trace_lines = self._step, True, False
         return self._step
 
@@ -57,9 +59,10 @@ class Strike:
         if event == "return":
             self._last.pop(frame, None)
         elif event == "opcode":
-            last = self._last.get(frame)
-            self._last[frame] = _name(frame.f_code, frame.f_lasti)
-            if last in LOOKS:
+            code, last, next_ = frame.f_code, self._last.get(frame), frame.f_lasti
+            self._last[frame] = next_
+            looked = last is not None and _name(code, last) in LOOKS and _handler(code, last) == _handler(code, next_)
+            if looked or _name(code, next_) == "JUMP_BACKWARD":
                 self._pass(frame)
         return self._step
 
@@ -72,6 +75,7 @@ class Strike:
 
 
 _codes: dict[CodeType, bytes] = {}
+_tables: dict[CodeType, list[Any]] = {}
 
 
 def _name(code: CodeType, at: int) -> str:
@@ -79,3 +83,11 @@ def _name(code: CodeType, at: int) -> str:
     if known is None:
         known = _codes[code] = code.co_code
     return dis.opname[known[at]]
+
+
+def _handler(code: CodeType, at: int) -> Any:
+    """Where it goes on when an instruction raises."""
+    known = _tables.get(code)
+    if known is None:
+        known = _tables[code] = dis._parse_exception_table(code)  # type: ignore[attr-defined] # pyright: ignore
+    return next((entry.target for entry in known if entry.start <= at < entry.end), None)
