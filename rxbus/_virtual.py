@@ -24,8 +24,9 @@ from rxbus._bell import Bell
 from rxbus._here import Job, Timed, local, places
 from rxbus._watch import Watch
 from rxbus._workers import Monitor
+from rxbus.errors import TimeStandsStill
 
-MOST = 100_000  # how many actions a publisher without a timeout sees pass until it has waited for ever
+MOST = 100_000  # how many actions a publisher without a timeout sees pass until it has waited for ever; and at a moment
 ROUNDS = 10  # of an event loop, before virtual time passes: coroutines that can go on do so first
 LAST = datetime.max.replace(tzinfo=UTC).timestamp()
 LOOK = 0.005  # seconds between two looks at coroutines that wait for what is not virtual
@@ -44,6 +45,10 @@ class VirtualClock(VirtualTimeScheduler):
     while the event loop has other tasks or timers, which might acknowledge; a notebook's always has.) An action that
     fails raises where time is let pass. Handlers that take their time advance it: `clock.advance_by(5)`; they may.
 
+    Actions that reschedule themselves without delay would keep time from passing: after a hundred thousand actions at
+    one moment, what lets it pass raises `TimeStandsStill`. (A publisher gets its `AcknowledgementTimeout`. RxPY's
+    virtual time goes on by a second then; here, nothing happens at a time at which it was not to.)
+
     It is meant for one thread. What other threads do takes no virtual time; a publish waits for handlers that run on
     them, unless it has a timeout, and for nothing else that they do.
     """
@@ -52,6 +57,7 @@ class VirtualClock(VirtualTimeScheduler):
         super().__init__(0.0)
         # An RLock, since the garbage collector may run a destructor that publishes or schedules.
         self._lock = threading.RLock()  # type: ignore[assignment] # pyright: ignore
+        self._spun = 0  # how many actions have been done without time having passed
         self._watches: dict[Watch, None] = {}  # of the schedulers that go by it
         self._awaiting: dict[asyncio.Event, _Awaiting] = {}  # what coroutines wait for in publishes
 
@@ -65,6 +71,7 @@ class VirtualClock(VirtualTimeScheduler):
 
         Raises:
             ArgumentOutOfRangeException: That was earlier, or lies beyond all dates.
+            TimeStandsStill: Actions that add actions keep time from passing.
         """
         goal = self.to_seconds(time)
         if not self.seconds <= goal < LAST:
@@ -84,7 +91,22 @@ class VirtualClock(VirtualTimeScheduler):
             pass
 
     def step(self, goal: float = inf) -> bool:
-        """Goes on to what is to happen next and does it; False, and no time passes, where nothing is until then."""
+        """Goes on to what is to happen next and does it; False, and no time passes, where nothing is until then.
+
+        Raises:
+            TimeStandsStill: Actions that add actions keep time from passing.
+        """
+        moment, spun = self.seconds, self._spun
+        if not self._do_next(goal):
+            self._spun = 0
+            return False
+        self._spun = spun + 1 if self.seconds == moment else 0  # whatever the action has counted that let time pass
+        if self._spun >= MOST:
+            self._spun = 0
+            raise TimeStandsStill(moment, MOST)
+        return True
+
+    def _do_next(self, goal: float) -> bool:
         item = self._take(goal)
         if item is None:
             return False
@@ -168,7 +190,7 @@ class VirtualTime:
         while patience.lasts(self.time()):
             if bell.wait(0):
                 return True
-            if not self._clock.step(patience.goal):
+            if not self._clock._do_next(patience.goal):
                 break
         if deadline is None:
             return self._is_another_inside() and bell.wait()
@@ -189,7 +211,7 @@ class VirtualTime:
             while not await self._has_rung(rung):
                 if self._is_loop_at_work():
                     await own.pause(rung)
-                elif patience.lasts(self.time()) and self._clock.step(patience.goal):
+                elif patience.lasts(self.time()) and self._clock._do_next(patience.goal):
                     continue
                 elif deadline is not None:
                     self._clock._expire(deadline)

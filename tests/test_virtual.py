@@ -27,12 +27,13 @@ from rxbus import (
     InvalidArgument,
     PublishError,
     RxBusError,
+    TimeStandsStill,
     VirtualClock,
     _virtual,
     defer,
 )
 from rxbus.operators import buffered, observe_on, tap
-from rxbus.testing import virtual_bus
+from rxbus.testing import expect, virtual_bus
 
 PATIENCE = 10.0
 DAY = 86_400.0
@@ -148,6 +149,49 @@ def test_actions_that_keep_time_from_passing_keep_no_timeout_from_striking(
     with pytest.raises(AcknowledgementTimeout, match="within 5 s"):
         bus.publish("a", timeout=5)
     assert clock.seconds == 5.0
+
+
+@pytest.mark.parametrize("way", ["advance_to", "advance_by", "start", "expect"])
+def test_actions_that_keep_time_from_passing_are_an_error(
+    bus: EventBus, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(_virtual, "MOST", 50)
+    clock.schedule_relative(1.0, lambda *_: again_and_again(clock))
+    ways: dict[str, Callable[[], object]] = {
+        "advance_to": lambda: clock.advance_to(5.0),
+        "advance_by": lambda: clock.advance_by(5.0),
+        "start": clock.start,
+        "expect": lambda: expect(bus, "a", timeout=5).wait(),
+    }
+    with pytest.raises(TimeStandsStill, match=r"at 1 s: 50 actions .* without delay") as raised:
+        ways[way]()
+    assert (raised.value.seconds, raised.value.actions, clock.seconds) == (1.0, 50, 1.0)
+
+
+def test_actions_that_let_time_pass_keep_it_from_passing_nevertheless(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_virtual, "MOST", 50)
+
+    def act(*_: object) -> None:
+        clock.advance_by(0.0)
+        clock.schedule(act)
+
+    clock.schedule(act)
+    with pytest.raises(TimeStandsStill):
+        clock.advance_by(1.0)
+
+
+def test_many_actions_at_one_moment_are_fine(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_virtual, "MOST", 50)
+    seen: list[Any] = []
+    for _ in range(3):
+        for _ in range(40):
+            clock.schedule(lambda *_: seen.append(clock.seconds))
+        clock.advance_by(0.0)
+    rx.interval(0.01, scheduler=clock).subscribe(lambda n: clock.schedule(lambda *_: seen.append(n)) and None)
+    clock.advance_by(1.0)
+    assert len(seen) == 220
 
 
 def test_guards_run_on_the_clock(bus: EventBus, clock: VirtualClock) -> None:
