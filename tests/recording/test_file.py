@@ -101,7 +101,9 @@ def test_whatever_there_is_can_be_saved(wound: Wound, tmp_path: Path, payloads: 
         [Event(name, payload, id, 1.0) for id, payload in enumerate(payloads)],
         [Delivery(id, name, 1.0, 1.0, name, name) for id in range(len(payloads))],
     )
-    loaded = saved(recording, tmp_path / "file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DamagedRecording)  # the name may be no topic's, which is told
+        loaded = saved(recording, tmp_path / "file")
     assert len(loaded.events) == len(loaded.deliveries) == len(payloads)
     for payload, event in zip(payloads, loaded.events, strict=True):
         lost = isinstance(payload, complex) or (isinstance(payload, float) and not math.isfinite(payload))
@@ -308,6 +310,17 @@ def test_the_warning_is_short(bus: EventBus, tmp_path: Path) -> None:
         assert Recording.load(path).events == []
     expected = "cannot be read: line 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 20 more; missing: 30 events"
     assert str(told[0].message) == f"{path} is damaged; {expected}"
+
+
+def test_a_damaged_topic_is_told_and_the_rest_is_replayed(lines: list[bytes], tmp_path: Path, bus: EventBus) -> None:
+    lines[1] = lines[1].replace(b'"topic":"a"', b'"topic":"a b"')
+    (tmp_path / "file").write_bytes(b"".join(lines))
+    with pytest.warns(DamagedRecording, match="is damaged; no topic, cannot be replayed: line 2$"):
+        loaded = Recording.load(tmp_path / "file")
+    known = Recording.load(tmp_path / "whole")
+    assert [event.id for event in loaded.events] == [event.id for event in known.events]
+    replay = loaded.replay(bus, math.inf)
+    assert (replay.published, replay.skipped, replay.done) == (len(known.events) - 1, 1, True)
 
 
 def test_a_damaged_cause_makes_no_circle(lines: list[bytes], tmp_path: Path) -> None:
