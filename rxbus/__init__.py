@@ -47,6 +47,7 @@ from rxbus.errors import (
     InvalidTopic,
     PublishError,
     RxBusError,
+    TimeStandsStill,
 )
 from rxbus.operators import only_payload
 
@@ -68,6 +69,7 @@ __all__ = [
     "StageTracer",
     "Statistics",
     "Subscription",
+    "TimeStandsStill",
     "Topic",
     "TopicStatistics",
     "TopicSubject",

@@ -83,8 +83,9 @@ def play(recording: Recording, speed: float, wanted: Callable[[str], bool], show
     """
     recorded = iter(recording.events)
 
-    def on_next(_: Event[Any]) -> None:
-        event = next(recorded)  # as it was: what has been published has another id, and the time of now
+    def on_next(played: Event[Any]) -> None:
+        # As it was: what has been published has another id, and the time of now. Others may have been left out.
+        event = next(one for one in recorded if one.topic == played.topic)
         if wanted(event.topic):
             try:
                 show(event)

@@ -19,13 +19,14 @@ from reactivex.internal import ArgumentOutOfRangeException
 from reactivex.scheduler import VirtualTimeScheduler
 from reactivex.scheduler.scheduleditem import ScheduledItem
 
-from rxbus._acknowledgement import Acknowledgement, coroutine_place, work_for
+from rxbus._acknowledgement import Acknowledgement, Delivery, coroutine_place, work_for
 from rxbus._bell import Bell
 from rxbus._here import Job, Timed, local, places
 from rxbus._watch import Watch
 from rxbus._workers import Monitor
+from rxbus.errors import TimeStandsStill
 
-MOST = 100_000  # how many actions a publisher without a timeout sees pass until it has waited for ever
+MOST = 100_000  # how many actions a publisher without a timeout sees pass until it has waited for ever; and at a moment
 ROUNDS = 10  # of an event loop, before virtual time passes: coroutines that can go on do so first
 LAST = datetime.max.replace(tzinfo=UTC).timestamp()
 LOOK = 0.005  # seconds between two looks at coroutines that wait for what is not virtual
@@ -40,8 +41,13 @@ class VirtualClock(VirtualTimeScheduler):
 
     It passes by `advance_by`, `advance_to` and `start`, and where a publisher waits and nothing can be done: it jumps
     to what is to happen next, or to the publisher's deadline. Where there is neither, an acknowledgement would never
-    come, and the publisher gets an `AcknowledgementTimeout` that names who owes it. An action that fails raises where
-    time is let pass. Handlers that take their time advance it: `clock.advance_by(5)`; they may.
+    come, and the publisher gets an `AcknowledgementTimeout` that names who owes it. (`publish_async` goes on waiting
+    while the event loop has other tasks or timers, which might acknowledge; a notebook's always has.) An action that
+    fails raises where time is let pass. Handlers that take their time advance it: `clock.advance_by(5)`; they may.
+
+    Actions that reschedule themselves without delay would keep time from passing: after a hundred thousand actions at
+    one moment, what lets it pass raises `TimeStandsStill`. (A publisher gets its `AcknowledgementTimeout`. RxPY's
+    virtual time goes on by a second then; here, nothing happens at a time at which it was not to.)
 
     It is meant for one thread. What other threads do takes no virtual time; a publish waits for handlers that run on
     them, unless it has a timeout, and for nothing else that they do.
@@ -51,7 +57,9 @@ class VirtualClock(VirtualTimeScheduler):
         super().__init__(0.0)
         # An RLock, since the garbage collector may run a destructor that publishes or schedules.
         self._lock = threading.RLock()  # type: ignore[assignment] # pyright: ignore
+        self._spun = 0  # how many actions have been done without time having passed
         self._watches: dict[Watch, None] = {}  # of the schedulers that go by it
+        self._awaiting: dict[asyncio.Event, _Awaiting] = {}  # what coroutines wait for in publishes
 
     @property
     def seconds(self) -> float:
@@ -63,6 +71,7 @@ class VirtualClock(VirtualTimeScheduler):
 
         Raises:
             ArgumentOutOfRangeException: That was earlier, or lies beyond all dates.
+            TimeStandsStill: Actions that add actions keep time from passing.
         """
         goal = self.to_seconds(time)
         if not self.seconds <= goal < LAST:
@@ -82,7 +91,22 @@ class VirtualClock(VirtualTimeScheduler):
             pass
 
     def step(self, goal: float = inf) -> bool:
-        """Goes on to what is to happen next and does it; False, and no time passes, where nothing is until then."""
+        """Goes on to what is to happen next and does it; False, and no time passes, where nothing is until then.
+
+        Raises:
+            TimeStandsStill: Actions that add actions keep time from passing.
+        """
+        moment, spun = self.seconds, self._spun
+        if not self._do_next(goal):
+            self._spun = 0
+            return False
+        self._spun = spun + 1 if self.seconds == moment else 0  # whatever the action has counted that let time pass
+        if self._spun >= MOST:
+            self._spun = 0
+            raise TimeStandsStill(moment, MOST)
+        return True
+
+    def _do_next(self, goal: float) -> bool:
         item = self._take(goal)
         if item is None:
             return False
@@ -148,7 +172,6 @@ class VirtualTime:
         self.lock = clock._lock
         self._timers: dict[Timed, tuple[float, Job, Job | None]] = {}  # what is to be called when, and what if not
         self._forgotten: dict[Timed, tuple[float, Job, Job | None]] = {}  # calls that will not be made
-        self._awaiting: dict[asyncio.Event, object] = {}  # for what coroutines wait in publishes, and theirs
 
     def time(self) -> float:
         return self._clock.seconds
@@ -170,7 +193,7 @@ class VirtualTime:
         while patience.lasts(self.time()):
             if bell.wait(0):
                 return True
-            if not self._clock.step(patience.goal):
+            if not self._clock._do_next(patience.goal):
                 break
         if deadline is None:
             return self._is_another_inside() and bell.wait()
@@ -185,21 +208,24 @@ class VirtualTime:
         return any(log.hub.engine.time is self for log in logs)
 
     async def wait_async(self, rung: asyncio.Event, deadline: float | None) -> bool:
-        self._awaiting[rung] = coroutine_place.get()
+        self._clock._awaiting[rung] = own = _Awaiting()
         patience = _Patience(deadline)
         try:
             while not await self._has_rung(rung):
                 if self._is_loop_at_work():
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(rung.wait(), LOOK)
-                elif not ((deadline is None or patience.lasts(self.time())) and self._clock.step(patience.goal)):
-                    if deadline is not None:
-                        self._clock._expire(deadline)
-                        break
-                    await rung.wait()
+                    await own.pause(rung)
+                elif patience.lasts(self.time()) and self._clock._do_next(patience.goal):
+                    continue
+                elif deadline is not None:
+                    self._clock._expire(deadline)
+                    break
+                elif self._may_another_ring(own):
+                    await own.pause(rung)
+                else:
+                    break
             return rung.is_set()
         finally:
-            del self._awaiting[rung]
+            del self._clock._awaiting[rung]
 
     async def _has_rung(self, rung: asyncio.Event) -> bool:
         for _ in range(ROUNDS):
@@ -210,8 +236,21 @@ class VirtualTime:
 
     def _is_loop_at_work(self) -> bool:
         """Whether a coroutine waits for something else than a publish: time stands still meanwhile."""
-        publishing = set(self._awaiting.values())
+        publishing = {one.place for one in list(self._clock._awaiting.values())}
         return any(owed._delivery not in publishing for owed in list(self._loops))
+
+    def _may_another_ring(self, own: _Awaiting) -> bool:
+        """Whether something other than time may still acknowledge: a task or timer of the loop, or another thread.
+
+        Of publishes that wait, the innermost gives up first: others may wait for the coroutine that makes it.
+        """
+        waits = list(self._clock._awaiting.values())
+        tasks = asyncio.all_tasks() - {one.task for one in waits}
+        # asyncio tells of its timers nowhere else; the loops of others may not have the list.
+        timers = [one for one in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not one.cancelled()]
+        is_innermost = own.depth == max(one.depth for one in waits)
+        pauses = sum(one.is_pausing for one in waits)
+        return not is_innermost or bool(tasks) or len(timers) > pauses or self._is_another_inside()
 
     def skip(self) -> bool:
         """Only to what its own scheduler is to do: a bus that closes waits for no other, which may go on for ever."""
@@ -243,6 +282,26 @@ class VirtualTime:
             if lost is not None:
                 lost()
             self._forgotten.pop(timer, None)
+
+
+class _Awaiting:
+    """A coroutine that waits in a publish."""
+
+    def __init__(self) -> None:
+        self.place = coroutine_place.get()  # what it works for
+        self.depth = self.place.fan.chain + 1 if isinstance(self.place, Delivery) else 0
+        self.task = asyncio.current_task()
+        self.is_pausing = False  # by a timer of the loop
+
+    async def pause(self, rung: asyncio.Event) -> None:
+        """Lets the event loop go on with what is not virtual, until it rings or there is to be looked again."""
+        self.is_pausing = True
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await rung.wait()
+        finally:
+            self.is_pausing = False
 
 
 class _Patience:

@@ -9,7 +9,8 @@ RxBusError
 ├── AcknowledgementTimeout (also TimeoutError)    observers did not acknowledge in time
 ├── FeedbackLoop                                  an event that leads to itself for ever
 ├── EventLoopBlocked                              a publish that would wait for the loop it blocks
-└── BufferOverflow                                a full buffer that may not, or must not, wait
+├── BufferOverflow                                a full buffer that may not, or must not, wait
+└── TimeStandsStill                               actions that keep virtual time from passing
 
 Messages are made from the attributes, so that what is printed is also there to be read by a program.
 """
@@ -34,6 +35,7 @@ __all__ = [
     "MissingExtra",
     "PublishError",
     "RxBusError",
+    "TimeStandsStill",
 ]
 
 
@@ -196,3 +198,23 @@ class BufferOverflow(RxBusError):
 
     def __str__(self) -> str:
         return f"a buffer of {self.capacity} is full: {self.reason}"
+
+
+class TimeStandsStill(RxBusError):
+    """Actions keep virtual time from passing: one that reschedules itself without delay, most likely.
+
+    Attributes:
+        seconds: The virtual time at which they go on.
+        actions: How many have been done there.
+    """
+
+    def __init__(self, seconds: float, actions: int) -> None:
+        super().__init__(seconds, actions)
+        self.seconds = seconds
+        self.actions = actions
+
+    def __str__(self) -> str:
+        return (
+            f"virtual time stands still at {self.seconds:g} s: {self.actions} actions have been done there, and each "
+            "time there was another. Does one reschedule itself without delay?"
+        )

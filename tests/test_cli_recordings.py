@@ -95,6 +95,12 @@ class TestReplay:
         assert _recordings.play(recording, speed, lambda topic: True, shown.append) == 0
         assert (asked, shown) == ([speed], recording.events)
 
+    def test_what_has_no_topic_is_told_and_left_out(self, run: Run, tmp_path: Path) -> None:
+        file = write(tmp_path / "file.rec", [event(1, "a"), event(2, "b c"), event(3, "d")])
+        code, out, errors = run("replay", file, "--speed", "inf")
+        assert (code, [json.loads(line)["topic"] for line in out.splitlines()]) == (0, ["a", "d"])
+        assert errors.endswith("no topic, cannot be replayed: line 3\n")
+
     @pytest.mark.parametrize("speed", ["0", "-1", "nan", "fast"])
     def test_a_speed_that_cannot_be_meant(self, speed: str, run: Run, file: Path) -> None:
         code, out, errors = run("replay", file, "--speed", speed)

@@ -24,6 +24,7 @@ EXAMPLES: list[errors.RxBusError] = [
     errors.FeedbackLoop(("ping", "pong"), 9, "player"),
     errors.EventLoopBlocked("prices", "an async handler"),
     errors.BufferOverflow(3, "overflow='error'"),
+    errors.TimeStandsStill(1.5, 100),
 ]
 GROUP = PublishError("two failed", [ValueError("one"), KeyError("two")], RECEIPT)
 

@@ -27,12 +27,13 @@ from rxbus import (
     InvalidArgument,
     PublishError,
     RxBusError,
+    TimeStandsStill,
     VirtualClock,
     _virtual,
     defer,
 )
 from rxbus.operators import buffered, observe_on, tap
-from rxbus.testing import virtual_bus
+from rxbus.testing import expect, virtual_bus
 
 PATIENCE = 10.0
 DAY = 86_400.0
@@ -148,6 +149,49 @@ def test_actions_that_keep_time_from_passing_keep_no_timeout_from_striking(
     with pytest.raises(AcknowledgementTimeout, match="within 5 s"):
         bus.publish("a", timeout=5)
     assert clock.seconds == 5.0
+
+
+@pytest.mark.parametrize("way", ["advance_to", "advance_by", "start", "expect"])
+def test_actions_that_keep_time_from_passing_are_an_error(
+    bus: EventBus, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(_virtual, "MOST", 50)
+    clock.schedule_relative(1.0, lambda *_: again_and_again(clock))
+    ways: dict[str, Callable[[], object]] = {
+        "advance_to": lambda: clock.advance_to(5.0),
+        "advance_by": lambda: clock.advance_by(5.0),
+        "start": clock.start,
+        "expect": lambda: expect(bus, "a", timeout=5).wait(),
+    }
+    with pytest.raises(TimeStandsStill, match=r"at 1 s: 50 actions .* without delay") as raised:
+        ways[way]()
+    assert (raised.value.seconds, raised.value.actions, clock.seconds) == (1.0, 50, 1.0)
+
+
+def test_actions_that_let_time_pass_keep_it_from_passing_nevertheless(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_virtual, "MOST", 50)
+
+    def act(*_: object) -> None:
+        clock.advance_by(0.0)
+        clock.schedule(act)
+
+    clock.schedule(act)
+    with pytest.raises(TimeStandsStill):
+        clock.advance_by(1.0)
+
+
+def test_many_actions_at_one_moment_are_fine(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_virtual, "MOST", 50)
+    seen: list[Any] = []
+    for _ in range(3):
+        for _ in range(40):
+            clock.schedule(lambda *_: seen.append(clock.seconds))
+        clock.advance_by(0.0)
+    rx.interval(0.01, scheduler=clock).subscribe(lambda n: clock.schedule(lambda *_: seen.append(n)) and None)
+    clock.advance_by(1.0)
+    assert len(seen) == 220
 
 
 def test_guards_run_on_the_clock(bus: EventBus, clock: VirtualClock) -> None:
@@ -484,6 +528,78 @@ class TestAsync:
                 await asyncio.sleep(0)
             owed[0].ack()
             assert (await publishing).acknowledged == 1
+
+    async def test_what_would_never_come_is_an_error_at_once(self, clock: VirtualClock) -> None:
+        async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:
+            bus.subscribe("a", name="forgets").subscribe(lambda event: defer())
+            with pytest.raises(AcknowledgementTimeout, match="never acknowledged by forgets: in virtual") as raised:
+                await bus.publish_async("a")
+            assert (raised.value.pending, raised.value.timeout, clock.seconds) == (("forgets",), inf, 0.0)
+
+    async def test_what_happens_again_and_again_is_no_hope(
+        self, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_virtual, "MOST", 50)
+        rx.interval(1.0, scheduler=clock).subscribe(lambda _: None)
+        async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:
+            bus.subscribe("a").subscribe(lambda event: defer())
+            with pytest.raises(AcknowledgementTimeout):
+                await bus.publish_async("a")
+            assert clock.seconds == 50.0
+
+    async def test_of_publishes_that_wait_for_each_other_the_inner_one_tells(self, clock: VirtualClock) -> None:
+        async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:
+
+            @bus.on("a")
+            async def handle(event: Event[Any]) -> None:
+                with pytest.raises(AcknowledgementTimeout, match="forgets"):
+                    await bus.publish_async("b")
+
+            bus.subscribe("b", name="forgets").subscribe(lambda event: defer())
+            with pytest.raises(AcknowledgementTimeout, match="never acknowledged by forgets"):  # it is of its tree
+                await bus.publish_async("a")
+
+    async def test_tasks_that_publish_on_several_buses_acknowledge_nothing(self, clock: VirtualClock) -> None:
+        async with (
+            EventBus(BlockingScheduler(max_workers=0, clock=clock)) as one,
+            EventBus(BlockingScheduler(max_workers=0, clock=clock)) as other,
+        ):
+            for bus in (one, other):
+                bus.subscribe("a").subscribe(lambda event: defer())
+            forgotten = asyncio.ensure_future(one.publish_async("a"))
+            with pytest.raises(AcknowledgementTimeout):
+                await other.publish_async("a")
+            forgotten.cancel()  # to wait for it would be another task that might acknowledge
+            with pytest.raises(asyncio.CancelledError):
+                await forgotten
+
+    async def test_timers_of_the_loop_may_acknowledge(self, clock: VirtualClock) -> None:
+        async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:
+            loop = asyncio.get_running_loop()
+            bus.subscribe("a").subscribe(lambda event: loop.call_later(0.02, defer().ack) and None)
+            assert (await bus.publish_async("a")).acknowledged == 1
+
+    async def test_a_handler_on_another_thread_is_waited_for(
+        self, clock: VirtualClock, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inside, go_on = threading.Event(), threading.Event()
+        look = _virtual.VirtualTime._is_another_inside
+
+        def look_and_go_on(time: _virtual.VirtualTime) -> bool:
+            found = look(time)
+            go_on.set()
+            return found
+
+        def handle(event: Event[Any]) -> None:
+            inside.set()
+            assert go_on.wait(PATIENCE)
+
+        monkeypatch.setattr(_virtual.VirtualTime, "_is_another_inside", look_and_go_on)
+        async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:
+            bus.subscribe("a").subscribe(handle)
+            spawn(bus.publish, "a")
+            assert inside.wait(PATIENCE)
+            assert (await bus.publish_async("a")).acknowledged == 1
 
     async def test_time_stands_still_while_a_coroutine_waits_for_what_is_not_virtual(self, clock: VirtualClock) -> None:
         async with EventBus(BlockingScheduler(max_workers=0, clock=clock)) as bus:

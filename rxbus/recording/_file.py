@@ -24,7 +24,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from rxbus import Event, matcher
 from rxbus.errors import InvalidArgument, InvalidTopic, RxBusError
-from rxbus.recording._records import Delivery, Passage, Tape, Unencodable, safe_repr, writable
+from rxbus.recording._records import Delivery, Passage, Tape, Unencodable, is_topic, safe_repr, writable
 from rxbus.recording._replaced import replaced
 
 VERSION = 1
@@ -49,7 +49,7 @@ class NotARecording(RxBusError, ValueError):
 
 
 class DamagedRecording(UserWarning):
-    """Warns that a part of a recording could not be loaded."""
+    """Warns that a part of a recording could not be loaded, or cannot be replayed: its topic is none."""
 
 
 _Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -136,6 +136,7 @@ def load(path: Path, types: dict[str, type]) -> Tape:
     deliveries: list[Delivery] = []
     passages: list[Passage] = []
     bad: list[int] = []
+    unnamed: list[int] = []  # whose topics are none: they are kept, as whatever is whole
     with path.open("rb") as file:
         header = _header(path, file.readline(_LONGEST_HEADER))
         for number, line in enumerate(file, 2):
@@ -146,6 +147,8 @@ def load(path: Path, types: dict[str, type]) -> Tape:
                 bad.append(number)
             elif isinstance(one, _EventLine):
                 events.append(_event(one, types, number))
+                if not is_topic(one.topic):
+                    unnamed.append(number)
             elif isinstance(one, _DeliveryLine):
                 deliveries.append(Delivery(one.event, one.observer, one.start, one.end, one.thread, one.error))
             else:
@@ -159,7 +162,7 @@ def load(path: Path, types: dict[str, type]) -> Tape:
         header = _stand_in(events, deliveries, passages)
         bad.insert(0, 1)
     found = {"events": len(events), "deliveries": len(deliveries), "passages": len(passages)}
-    _warn(path, bad, {kind: getattr(header, kind) - count for kind, count in found.items()})
+    _warn(path, bad, unnamed, {kind: getattr(header, kind) - count for kind, count in found.items()})
     about = header.pattern, header.maxlen, header.began, header.ended, header.dropped, header.dropped_passages
     return Tape(*about, events, deliveries, passages)
 
@@ -208,13 +211,16 @@ def _value(value: Any, shown: str | UnsetType) -> Any:
     return None if value is UNSET else value
 
 
-def _warn(path: Path, bad: list[int], missing: dict[str, int]) -> None:
+def _warn(path: Path, bad: list[int], unnamed: list[int], missing: dict[str, int]) -> None:
     gaps = ", ".join(f"{count} {kind}" for kind, count in missing.items() if count > 0)
-    if bad or gaps:
-        lines = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-        parts = f"cannot be read: line {lines}" if bad else "", f"missing: {gaps}" if gaps else ""
-        # The caller of `Recording.load` is told.
-        warnings.warn(f"{path} is damaged; {'; '.join(filter(None, parts))}", DamagedRecording, stacklevel=4)
+    parts = {"cannot be read: line": _numbers(bad), "no topic, cannot be replayed: line": _numbers(unnamed)}
+    told = [f"{what} {which}" for what, which in {**parts, "missing:": gaps}.items() if which]
+    if told:  # the caller of `Recording.load` is
+        warnings.warn(f"{path} is damaged; {'; '.join(told)}", DamagedRecording, stacklevel=4)
+
+
+def _numbers(lines: list[int]) -> str:
+    return ", ".join(map(str, lines[:10])) + (f" and {len(lines) - 10} more" if len(lines) > 10 else "")
 
 
 def _lines(tape: Tape) -> Iterator[bytes]:

@@ -136,7 +136,8 @@ class Recording(Ring, _wings.Shown):
         was recorded, ask for the outermost ones: what those published, they will publish again.
 
         Observers that fail do not end it. Times are kept as far as the bus takes no longer; what is late follows at
-        once. Ctrl-C ends it between two events, or in the midst of one.
+        once. Ctrl-C ends it between two events, or in the midst of one. Events whose topics are none, as in a damaged
+        file, are left out.
 
         Args:
             bus: Where to publish.

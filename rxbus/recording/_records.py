@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 
-from rxbus import Event
+from rxbus import Event, Topic
+from rxbus.errors import InvalidTopic
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -70,6 +72,16 @@ class Tape(msgspec.Struct, frozen=True):
     events: list[Event[Any]]  # in order of id
     deliveries: list[Delivery]  # in order of start, of these events
     passages: list[Passage]  # in order of time, of these events or none
+
+
+@lru_cache(1000)
+def is_topic(name: str) -> bool:
+    """Whether something can be published to it: files may be damaged, and `TopicSubject.on_next` takes any event."""
+    try:
+        Topic(name)
+    except InvalidTopic:
+        return False
+    return True
 
 
 def safe_repr(value: object) -> str:

@@ -11,6 +11,7 @@ from reactivex.disposable import SerialDisposable
 
 from rxbus import Event, EventBus
 from rxbus.errors import InvalidArgument, PublishError
+from rxbus.recording._records import is_topic
 
 _KEPT = 100  # errors
 _TICK = 1e-6  # seconds: what virtual clocks count in
@@ -23,12 +24,14 @@ class Replay(abc.DisposableBase):
         published: How many events have been published.
         acknowledged: How many times observers have acknowledged one.
         failed: How many times observers have failed.
+        skipped: How many events are left out, as their topics are none.
         errors: The first hundred errors that publishes have ended with.
         done: Whether everything has been published.
     """
 
-    def __init__(self, bus: EventBus, events: list[Event[Any]], speed: float) -> None:
+    def __init__(self, bus: EventBus, events: list[Event[Any]], speed: float, skipped: int) -> None:
         self.published = self.acknowledged = self.failed = 0
+        self.skipped = skipped
         self.errors: list[PublishError] = []
         self._bus = bus
         self._events = events
@@ -109,10 +112,12 @@ def play(
     if causes not in ("all", "outermost"):
         raise InvalidArgument(f"causes is 'all' or 'outermost', not {causes!r}")
     bus.on_close(int).dispose()  # raises where it is closed
+    playable = [event for event in events if is_topic(event.topic)]
+    skipped, events = len(events) - len(playable), playable
     if causes == "outermost":
         ids = {event.id for event in events}
         events = [event for event in events if event.cause not in ids]
-    replay = Replay(bus, events, speed)
+    replay = Replay(bus, events, speed, skipped)
     if scheduler is None:
         replay.run()
     else:

@@ -49,6 +49,12 @@ def test_at_once(stream: Recording, bus: EventBus, heard: list[Any]) -> None:
     assert repr(replay) == "<Replay done, published: 4 of 4, failed: 0>"
 
 
+def test_what_has_no_topic_is_left_out_and_what_it_caused_is_not(bus: EventBus, wound: Wound, heard: list[Any]) -> None:
+    recording = wound([Event("a b", 1, 1, 1.0), Event("b", 2, 2, 1.0, 1), Event("c", 3, 3, 1.0, 2)])
+    replay = recording.replay(bus, math.inf, causes="outermost")
+    assert (heard, replay.skipped, replay.done) == ([("b", 2)], 1, True)
+
+
 def test_only_what_no_recorded_event_has_caused(stream: Recording, bus: EventBus, heard: list[Any]) -> None:
     bus.subscribe("a").subscribe(lambda event: bus.publish("b", "of a handler") if event.payload else None)
     with bus.record() as recording:
