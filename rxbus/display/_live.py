@@ -96,6 +96,7 @@ class Live(ABC):
             self._thread.start()
         except BaseException:  # Ctrl-C, perhaps; the thread, should it come nevertheless, ends at once
             self._ended = True
+            self._end.ring()
             self._finish()
             raise
 
