@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 from weakref import WeakKeyDictionary
 
 from rxbus import EventBus
+from rxbus._bell import Bell
 from rxbus.display._meter import Frame, Meter, Selection
 from rxbus.errors import MissingExtra
 
@@ -48,7 +49,8 @@ class Live(ABC):
 
     def __init__(self, bus: EventBus) -> None:
         self._meter = Meter(bus)
-        self._ended = threading.Event()
+        self._ended = False
+        self._end = Bell()  # wakes its thread; no `threading.Event`, see `Bell`
         self._turn = threading.RLock()  # held while a frame is measured and drawn, so that none comes after a newer one
         self._last: Frame | None = None
         self._closed = False  # the last one has been drawn
@@ -78,11 +80,12 @@ class Live(ABC):
     @property
     def running(self) -> bool:
         """Whether it goes on."""
-        return not self._ended.is_set()
+        return not self._ended
 
     def stop(self) -> None:
         """Draws a last frame, and ends the thread. A second call does nothing; the bus's end does it, too."""
-        self._ended.set()
+        self._ended = True
+        self._end.ring()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -92,20 +95,21 @@ class Live(ABC):
             atexit.register(self.stop)  # a program that ends gets its cursor back
             self._thread.start()
         except BaseException:  # Ctrl-C, perhaps; the thread, should it come nevertheless, ends at once
-            self._ended.set()
+            self._ended = True
+            self._end.ring()
             self._finish()
             raise
 
     def _run(self) -> None:
         pause = PERIOD
         try:
-            while not self._ended.wait(pause):
+            while not (self._end.wait(pause) or self._ended):
                 begin = thread_time()
                 self._tick(self._draw)
                 pause = max(PERIOD, (thread_time() - begin) / SHARE)
         except Exception:
             logger.exception("a live view has failed, and ends: %r", self)
-        self._ended.set()
+        self._ended = True
         self._finish()
 
     def _finish(self) -> None:
@@ -127,7 +131,7 @@ class Live(ABC):
         with self._turn:
             frame = None if self._closed else self._meter.frame(self._selection())
             if frame is None:  # it has ended, or the bus exists no more
-                self._ended.set()
+                self._ended = True
             last = self._last
             self._last = frame = frame or last
             if frame is not None and (always or frame != last):

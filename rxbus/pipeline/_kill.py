@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from rxbus._bell import Bell, ring_all
+
 
 class KillSwitch:
     """Whether a step is to end. Thrown once, it throws those below it too, also those that come later.
@@ -15,7 +17,8 @@ class KillSwitch:
     """
 
     def __init__(self, above: KillSwitch | None = None) -> None:
-        self._thrown = threading.Event()
+        self._thrown = False
+        self._bells: dict[Bell, None] = {}  # of those who wait; no `threading.Event`, see `Bell`
         self._lock = threading.RLock()  # guards the two below; nothing is called under it
         self._below: dict[KillSwitch, None] = {}
         self._calls: list[Callable[[], None]] = []
@@ -26,11 +29,16 @@ class KillSwitch:
     @property
     def thrown(self) -> bool:
         """Whether it has been."""
-        return self._thrown.is_set()
+        return self._thrown
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it is thrown; False when so many seconds have passed."""
-        return self._thrown.wait(timeout)
+        bell = Bell()
+        self._bells[bell] = None
+        try:
+            return self._thrown or bell.wait(timeout)
+        finally:
+            del self._bells[bell]
 
     def throw(self) -> None:
         """Throws it, and all below; a second time does only what an interrupt has kept the first from doing.
@@ -45,7 +53,7 @@ class KillSwitch:
     def call(self, call: Callable[[], None]) -> None:
         """Calls a function when it is thrown; at once where it has been."""
         with self._lock:
-            thrown = self._thrown.is_set()
+            thrown = self._thrown
             if not thrown:
                 self._calls.append(call)
         if thrown:
@@ -59,7 +67,8 @@ class KillSwitch:
 
     def _throw(self) -> list[Callable[[], None]]:
         """Throws it, and all below; gives what is to be called."""
-        self._thrown.set()
+        self._thrown = True
+        ring_all(self._bells)
         with self._lock:
             below, calls = list(self._below), self._calls
             self._calls = []
@@ -68,6 +77,6 @@ class KillSwitch:
     def _add(self, switch: KillSwitch) -> None:
         with self._lock:
             self._below[switch] = None
-            thrown = self._thrown.is_set()
+            thrown = self._thrown
         if thrown:
             switch.throw()

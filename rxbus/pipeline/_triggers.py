@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from queue import Empty, Queue
 from typing import Any
 from uuid import uuid4
 
 from rxbus import Event, EventBus, InvalidArgument
+from rxbus._bell import Bell
 from rxbus.pipeline import topics
 from rxbus.pipeline._results import Result, Status
 from rxbus.pipeline._step import Args, Step, StepContext, checked
@@ -60,28 +59,33 @@ def post_trigger(bus: EventBus, trigger_id: str, parameters: Mapping[str, Any] |
     bus.publish(topics.MANUAL_TRIGGER_RECEIVED, received)
 
 
-def _next(answers: Queue[Answer], ctx: StepContext) -> Answer:
-    """Waits for an answer, or a kill; also looks for one, since whoever kills may be interrupted before it tells."""
-    while True:
-        with suppress(Empty):
-            return answers.get(timeout=LOOK)
+def _first(answers: list[topics.ManualTriggerReceived], told: Bell, ctx: StepContext) -> Answer:
+    """Waits for an answer, or a kill; also looks for them, since whoever gives one may be interrupted before it tells.
+
+    No `queue.Queue`: struck in its Python code, it stays locked.
+    """
+    while not answers:
         if ctx.killed:
             return None
+        told.wait(LOOK)
+    return answers[0]
 
 
 def _wait(ctx: StepContext) -> Result:
     trigger_id = str(uuid4())
-    answers: Queue[Answer] = Queue()
+    answers: list[topics.ManualTriggerReceived] = []
+    told = Bell()
 
     def hear(event: Event[topics.ManualTriggerReceived]) -> None:
         if event.payload.trigger_id == trigger_id:
-            answers.put(event.payload)
+            answers.append(event.payload)
+            told.ring()
 
     attached = ctx.bus.subscribe(topics.MANUAL_TRIGGER_RECEIVED, name=f"trigger of step {ctx.step_id}").subscribe(hear)
     try:
-        ctx._kill.call(lambda: answers.put(None))
+        ctx._kill.call(told.ring)
         ctx.update(trigger_id=trigger_id, status=Status.WAITING, out="Waiting for trigger...")
-        answer = _next(answers, ctx)
+        answer = _first(answers, told, ctx)
     finally:
         attached.dispose()
     if answer is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from reactivex import abc
 
+from rxbus._bell import Bell
 from rxbus.pipeline._results import Result
 
 logger = logging.getLogger("rxbus.pipeline")
@@ -36,7 +37,8 @@ class Updates:
         self._interval = 0.0 if per_second is None else 1.0 / per_second
         self._every = per_second is None
         self._clock = clock
-        self._idle = threading.Condition()  # guards all below; no subscriber is called under it
+        self._idle = Bell()  # rung when a turn has been given back; no `threading.Condition`, see `Bell`
+        self._lock = threading.RLock()  # guards all below; no subscriber is called under it
         self._result: Result = {}
         self._pending: deque[Result] = deque()  # states to be published; where sampled, the latest only
         self._turn: object | None = None  # of the call that publishes; given back without the lock
@@ -47,20 +49,20 @@ class Updates:
     @property
     def result(self) -> Result:
         """The result as it is now; a copy."""
-        with self._idle:
+        with self._lock:
             return dict(self._result)
 
     def begin(self, first: Result) -> None:
         """Publishes the state before all changes. Sampling begins after it, so the first change is told at once."""
-        with self._idle:
+        with self._lock:
             self._put(first)
         self._go_on()
-        with self._idle:
+        with self._lock:
             self._due = 0.0
 
     def change(self, change: Callable[[Result], Result]) -> None:
         """Changes the result; nothing happens where it stays the very same, or is closed."""
-        with self._idle:
+        with self._lock:
             if self._closed or (result := change(self._result)) is self._result:
                 return
             self._put(result)
@@ -68,13 +70,13 @@ class Updates:
 
     def stop(self) -> None:
         """Takes no more changes, and publishes what is pending."""
-        with self._idle:
+        with self._lock:
             self._closed = True
         self._flush()
 
     def close(self, last: Result) -> Result:
         """Publishes the last state, and gives it."""
-        with self._idle:
+        with self._lock:
             self._closed = True
             self._put(last)
         self._flush()
@@ -100,14 +102,10 @@ class Updates:
         finally:
             if self._turn is turn:
                 self._turn = None  # before any call: Ctrl-C may strike there, and nobody else would publish any more
-                self._wake()
-
-    def _wake(self) -> None:
-        with self._idle:
-            self._idle.notify_all()
+                self._idle.ring()
 
     def _take(self, turn: object, at_once: bool) -> Result | None:
-        with self._idle:
+        with self._lock:
             if self._turn is not None or not self._pending:
                 return None
             early = self._due - monotonic()
@@ -121,7 +119,7 @@ class Updates:
             return self._pending.popleft()
 
     def _ring(self, scheduler: abc.SchedulerBase, state: Any = None) -> None:
-        with self._idle:
+        with self._lock:
             self._timed = False
         try:
             self._go_on()
@@ -131,8 +129,7 @@ class Updates:
     def _flush(self) -> None:
         while True:
             self._go_on(at_once=True)
-            with self._idle:
+            with self._lock:
                 if self._turn is None and not self._pending:
                     return
-                # With a timeout: whoever publishes may be interrupted before it wakes us.
-                self._idle.wait_for(lambda: self._turn is None, LONGEST)
+            self._idle.wait(LONGEST)  # not for ever: whoever publishes may be interrupted before it rings

@@ -163,7 +163,7 @@ class TestLive:
 
 
 class Pauses:
-    """Stands for the event that ends a view: notes how long the view waits for it, a few times."""
+    """Stands for the bell that ends a view: notes how long the view waits for it, a few times."""
 
     def __init__(self, times: int) -> None:
         self.pauses: list[float] = []
@@ -173,7 +173,7 @@ class Pauses:
         self.pauses.append(pause)
         return len(self.pauses) > self.times
 
-    def set(self) -> None: ...
+    def ring(self) -> None: ...
 
 
 @pytest.mark.parametrize(("cost", "pause"), [(0.0, PERIOD), (0.001, PERIOD), (1.0, 1.0 / SHARE)])
@@ -184,7 +184,7 @@ def test_costly_frames_come_less_often(
     now = iter(range(10))
     monkeypatch.setattr(_live, "thread_time", lambda: next(now) * cost)
     view: Any = Drawn(bus)
-    view._ended = pauses = Pauses(3)
+    view._end = pauses = Pauses(3)
     view._run()
     assert pauses.pauses == pytest.approx([PERIOD, pause, pause, pause])
 

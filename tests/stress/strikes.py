@@ -21,9 +21,15 @@ LOOKS = {"RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX"}
 
 
 class Strike:
-    """A context in which the calling thread is struck once, at the n-th such point inside of rxbus's code."""
+    """A context in which the calling thread is struck once, at the n-th such point inside of rxbus's code.
 
-    def __init__(self, nth: int) -> None:
+    Args:
+        nth: Which.
+        also: Other modules' files that count as rxbus's.
+    """
+
+    def __init__(self, nth: int, *also: str) -> None:
+        self._files = (PACKAGE, *also)
         self.left = nth
         self.where: str | None = None  # it was struck
         self._last: dict[FrameType, int | None] = {}  # the instruction that each frame has carried out last
@@ -43,13 +49,13 @@ class Strike:
         self._last.clear()
 
     def _profiled(self, frame: FrameType, event: str, argument: object) -> None:
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(self._files):
             self._pass(frame)
 
     def _called(self, frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_back in self._last:
             self._last[frame.f_back] = None  # a Python function: nothing is looked for when it has returned
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(self._files):
             return None
         self._last[frame] = frame.f_lasti  # where it resumes
         frame.f_trace, frame.f_trace_opcodes, frame.f_trace_lines = self._step, True, False

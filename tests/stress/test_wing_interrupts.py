@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from rxbus import BusClosed, EventBus, RxBusError
-from rxbus.pipeline import Pipeline, StepContext, in_parallel, run, start_one_run_after_another, stop_runner
+from rxbus import BusClosed, Event, EventBus, RxBusError
+from rxbus.pipeline import (
+    Pipeline,
+    StepContext,
+    in_parallel,
+    post_trigger,
+    run,
+    start_one_run_after_another,
+    stop_runner,
+    topics,
+    wait_for_manual_trigger,
+)
 from rxbus.pipeline._disk import DiskStore
 from rxbus.pipeline._store import MemoryStore
 from tests.stress.strikes import Strike
@@ -28,6 +40,8 @@ pytestmark = [
 PATIENCE = 8.0  # seconds; less than a pipeline waits for builds that do not end
 FIRST = 30  # points at each of which it strikes
 EVERY = 1 if "RXBUS_STRESS" in os.environ else 5  # at each of the others too, or at every fifth
+
+LOCKS = [threading.__file__, queue.__file__]  # whose Python code stays locked where it is struck
 
 Scene = Callable[[Path], Iterator[Callable[[], object]]]
 """Gives what is to be struck, and goes on to look whether all is well, on another thread."""
@@ -71,7 +85,8 @@ def kills(home: Path, closed: bool = False) -> Iterator[Callable[[], object]]:
         ctx.wait_killed()
         return {"status": "killed"}
 
-    pipeline = Pipeline([in_parallel(run(wait), run(run(wait)))], bus=bus)
+    tree = in_parallel(run(wait), run(run(wait)))
+    pipeline = Pipeline([tree], bus=bus, updates_per_second=None)  # the clock is reactivex's, with locks of its own
     builds = [pipeline.start() for _ in range(2)]
     for _ in range(4):
         begun.acquire()
@@ -93,6 +108,22 @@ def kills(home: Path, closed: bool = False) -> Iterator[Callable[[], object]]:
 
 def kills_where_the_bus_is_closed(home: Path) -> Iterator[Callable[[], object]]:
     return kills(home, closed=True)
+
+
+def answers(home: Path) -> Iterator[Callable[[], object]]:
+    waiting: SimpleQueue[str] = SimpleQueue()
+
+    def hear(event: Event[topics.StepResultUpdated]) -> None:
+        if "trigger_id" in event.payload.step_result:
+            waiting.put(event.payload.step_result["trigger_id"])
+
+    pipeline = Pipeline([wait_for_manual_trigger])
+    with pipeline.bus.subscribe(topics.STEP_RESULT_UPDATED).subscribe(hear):
+        build, trigger_id = pipeline.start(), waiting.get()
+    yield lambda: post_trigger(pipeline.bus, trigger_id)
+    post_trigger(pipeline.bus, trigger_id)
+    assert build.result().status == "success"
+    end(pipeline)
 
 
 def shuts_down(home: Path) -> Iterator[Callable[[], object]]:
@@ -173,7 +204,16 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     "scene",
     [
-        *(runs, retriggers, opens, kills, kills_where_the_bus_is_closed, shuts_down, starts_and_stops_a_runner),
+        *(
+            runs,
+            retriggers,
+            opens,
+            kills,
+            kills_where_the_bus_is_closed,
+            answers,
+            shuts_down,
+            starts_and_stops_a_runner,
+        ),
         *(removes, removes_from_memory, shows_a_table),
     ],
     ids=lambda scene: scene.__name__,
@@ -189,7 +229,10 @@ def test_every_interrupt(scene: Scene, tmp_path: Path, monkeypatch: pytest.Monke
 
 def struck(scene: Scene, home: Path, nth: int) -> str | None:
     """Strikes at the n-th point, and looks whether all is well; says where, or None where it ended before."""
-    story, strike = scene(home), Strike(nth)
+    story, strike = (
+        scene(home),
+        Strike(nth, *(LOCKS if scene in (kills, kills_where_the_bus_is_closed, answers) else ())),
+    )
     act = next(story)
     with suppress(KeyboardInterrupt, RxBusError), strike:
         act()
