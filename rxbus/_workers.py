@@ -37,21 +37,23 @@ class _Thread(threading.Thread):
     def __init__(self, name: str, work: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
         self._work = work
-        self._came = Bell()
+        self._runs = False  # it has come; the bell, which tells of that, rings once only
+        self._coming = Bell()
         self._started = _Unawaited()
 
     def join(self, timeout: float | None = None) -> None:
         """Waits for its end, though it has not come yet."""
-        threading.Event.wait(self._started, timeout)
-        super().join(timeout)
+        if self._runs or self._coming.wait(timeout):
+            super().join(timeout)
 
     def run(self) -> None:
-        self._came.ring()
+        self._runs = True
+        self._coming.ring()
         self._work()
 
     def came(self) -> bool:
         """Whether it has come, or does so soon."""
-        return self._came.wait(0.1)
+        return self._runs or self._coming.wait(0.1)
 
 
 class Worker:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from rxbus import _workers
-from rxbus._workers import Monitor, Workers
+from rxbus._workers import Monitor, Workers, _Thread
+from tests.stress.strikes import Strike
 
 PATIENCE = 10.0
 
@@ -314,6 +317,22 @@ def test_where_no_thread_can_be_started_the_job_runs_here(
     assert job.thread is threading.current_thread()
     assert workers.count == 0
     assert "no worker thread" in caplog.text
+
+
+def test_a_join_that_ctrl_c_has_struck_can_be_repeated(spawn: Callable[..., Future[Any]]) -> None:
+    """At whatever point, also in the standard library's own code."""
+    for nth in itertools.count(1):
+        thread = _Thread("short", lambda: None)
+        thread.start()
+        while thread.is_alive():
+            pass
+        strike = Strike(nth, threading.__file__)
+        with suppress(KeyboardInterrupt), strike:
+            thread.join()
+        spawn(thread.join).result(PATIENCE)
+        if strike.where is None:
+            break
+    assert nth > 3
 
 
 def test_a_worker_knows_that_it_is_one(workers: Workers) -> None:

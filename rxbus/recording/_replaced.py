@@ -54,12 +54,14 @@ def _beside(path: Path) -> tuple[Path, int | None]:
     it, or there are no locks, it is one of its own. Nobody waits: a process that has been stopped may have the lock.
     """
     usual = path.with_name(f".{path.name}.rxbus.tmp")
-    lock = None if fcntl is None else _locked(usual)
+    lock = _locked(usual)
     return (path.with_name(f".{token_hex(8)}.tmp"), None) if lock is None else (usual, lock)
 
 
 def _locked(path: Path) -> int | None:
     """Makes a file, if need be, and locks it; None where that cannot be."""
+    if fcntl is None:
+        return None
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError:  # its name is too long, say; whatever else it is, the next attempt to write tells
