@@ -10,6 +10,11 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
@@ -25,15 +30,49 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     path = path.resolve()  # what a link points to is replaced, not the link
-    beside = path.with_name(f".{token_hex(8)}.tmp")
+    beside, lock = _beside(path)
     try:
-        with beside.open("xb") as file:
+        with beside.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a crash may leave the new name with nothing in it
         if path.exists():
             shutil.copymode(path, beside)
         os.replace(beside, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves nothing behind
         beside.unlink(missing_ok=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _beside(path: Path) -> tuple[Path, int | None]:
+    """Gives a file to write to, and what keeps others from it until it is closed.
+
+    It is always the same one, so that what a killed process leaves is used again; where another thread or process is at
+    it, or there are no locks, it is one of its own. Nobody waits: a process that has been stopped may have the lock.
+    """
+    usual = path.with_name(f".{path.name}.rxbus.tmp")
+    lock = _locked(usual)
+    return (path.with_name(f".{token_hex(8)}.tmp"), None) if lock is None else (usual, lock)
+
+
+def _locked(path: Path) -> int | None:
+    """Makes a file, if need be, and locks it; None where that cannot be."""
+    if fcntl is None:
+        return None
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError:  # its name is too long, say; whatever else it is, the next attempt to write tells
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), os.stat(path)):  # nobody has just put it in its place
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # a file system without locks: nobody would use it again
+        path.unlink(missing_ok=True)
+    os.close(file)
+    return None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import math
 import os
 import resource
+import signal
 import stat
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +24,7 @@ from hypothesis import strategies as st
 
 from rxbus import Event, EventBus, InvalidArgument, RxBusError, Topic
 from rxbus.recording import DamagedRecording, Delivery, NotARecording, Passage, Recording, Unencodable
+from rxbus.recording._replaced import replaced
 from tests import recordings
 from tests.recording.conftest import Wound, content
 
@@ -374,6 +380,67 @@ def test_what_is_there_is_replaced(chain: Recording, tmp_path: Path) -> None:
     assert content(Recording.load(target)) == content(chain)
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
+
+
+SAVE = """
+import os, signal, sys
+from pathlib import Path
+from rxbus.recording._replaced import replaced
+
+with replaced(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_leaves_is_used_again(chain: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for _ in range(3):
+        assert subprocess.run([sys.executable, "-c", SAVE, path]).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    chain.save(path)
+    assert os.listdir(tmp_path) == ["file"]
+    assert content(Recording.load(path)) == content(chain)
+
+
+@pytest.mark.parametrize("name", ["file", "f" * 255])
+def test_who_writes_the_same_at_the_same_time_writes_the_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with replaced(path) as first, replaced(path) as second, replaced(path) as third:
+        for number, file in enumerate((first, second, third, first, second, third)):
+            file.write(b"%d" % (number % 3))
+    assert path.read_bytes() == b"00"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_has_just_been_put_in_its_place_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may do so between the opening and the locking of the file beside."""
+    path, flock = tmp_path / "file", fcntl.flock
+
+    def put_in_place(*arguments: Any) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        os.rename(tmp_path / ".file.rxbus.tmp", path)
+        path.write_bytes(b"theirs")
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", put_in_place)
+    with replaced(path) as file:
+        file.write(b"ours")
+        file.flush()
+        assert path.read_bytes() == b"theirs"
+    assert path.read_bytes() == b"ours"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with replaced(tmp_path / "file") as file:
+        file.write(b"whole")
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("file", b"whole")]
 
 
 def test_a_device_is_written_to(chain: Recording) -> None:
