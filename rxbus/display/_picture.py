@@ -33,7 +33,12 @@ SKYLINE = 8  # fewer show no shape
 MAX_LARGE = 200
 LABEL = 130  # how wide a label becomes
 SPACE = 4  # between labels
-MAX_LINKS = 60  # more lines from causes to effects would be a thicket
+MIN_LINKS = 60  # so many lines from causes to effects are drawn in any case
+LINK = 1500  # square pixels; with less for each, more lines would be a thicket
+
+
+_Place = tuple[float, float, float]  # where a marble stands, and how large it is
+_Link = tuple[_Place, _Place, str]  # from where to where, and what it tells: see the key
 
 
 @dataclass(slots=True)
@@ -57,8 +62,8 @@ class Picture:
         self._lines: list[str] = []  # what is drawn below, and above
         self._marks: list[str] = []
         self._known: set[str] = set()  # what the key has to explain
-        self._events: dict[int, tuple[float, float, float]] = {}  # where single events stand, and how large
-        self._links: list[str] = []
+        self._events: dict[int, _Place] = {}  # where single events stand, and how large
+        self._links: list[_Link] = []
         names = max((pixels(plain(lane.name), svg.FONT) + 8 * lane.is_stage for lane in timeline.lanes), default=0)
         self._left = MARGIN + 22 + min(names, width * 0.28) + 8  # where lanes begin
         self._right = width - MARGIN
@@ -73,13 +78,14 @@ class Picture:
         for number, (lane, marks) in enumerate(zip(self._timeline.lanes, bins, strict=True)):
             self._draw_lane(lane, TITLE + LANE * number + LANE * 0.6, marks, large)
         self._link_causes()
+        links, heads = self._draw_links()
         if not self._timeline.lanes:
             middle = (self._left + self._right) / 2
             self._marks.append(svg.text(middle, TITLE + LANE * 0.6, "no events", "dim m"))
         key, height = self._draw_key()
-        links = self._links if len(self._links) <= MAX_LINKS else []
         head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{self._width}" height="{svg.number(height)}"'
-        body = "".join([*self._lines, *links, *self._marks, *key])
+        # Labels have halos, which may hide a line's middle, but not where it leads to.
+        body = "".join([*self._lines, *links, *self._marks, *heads, *key])
         since = f"0 is at {_clock(self._timeline.start)}" if self._timeline.end > self._timeline.start else ""
         room = self._width - 3 * MARGIN - pixels(since, svg.SMALL)
         shown = svg.text(MARGIN, 23, fit_pixels(title, room / BOLD, svg.FONT), "ink b")
@@ -129,7 +135,7 @@ class Picture:
         ]
         ends = list(self._draw_ends(lane, marks, y))
         self._draw_line(y, max((end.x for end in ends), default=0.0), max((mark.right for mark in marks), default=0.0))
-        self._write_labels([*singles, *ends], y - radius - 6)
+        self._write_labels([*singles, *ends], y - radius - 8)
 
     def _draw_line(self, y: float, ended: float, last: float) -> None:
         """It goes on beyond the picture, unless the stage has ended and nothing came after."""
@@ -162,7 +168,7 @@ class Picture:
             if mark.failed:
                 self._badge(x + radius * 0.8, y + radius * 0.8, "!")
         elif item.event in self._events:
-            self._link(self._events[item.event], (x, y, radius), "dots")
+            self._links.append((self._events[item.event], (x, y, radius), "passed"))
 
     def _pill(self, mark: Mark, y: float, bins: list[Mark]) -> None:
         self._known.add("pill")
@@ -214,29 +220,24 @@ class Picture:
     def _link_causes(self) -> None:
         for event in self._timeline.events if len(self._events) else ():
             if event.cause in self._events and event.id in self._events:
-                self._link(self._events[event.cause], self._events[event.id], "")
-                if len(self._links) > MAX_LINKS:
-                    return
+                self._links.append((self._events[event.cause], self._events[event.id], "cause"))
 
-    def _link(self, cause: tuple[float, float, float], effect: tuple[float, float, float], style: str) -> None:
-        (x1, y1, r1), (x2, y2, r2) = cause, effect
-        down = y2 > y1
-        y1 += r1 if down or y1 == y2 else -r1
-        y2 += -r2 if down else r2
-        bend = y1 + 18 if y1 == y2 else (y1 + y2) / 2
-        a, b, c, d, e = map(svg.number, (x1, y1, x2, y2, bend))
-        self._known.add("passed" if style else "cause")
-        self._links.append(svg.path(f"M{a} {b}C{a} {e} {c} {e} {c} {d}", f"link {style}".rstrip()))
-        if not style:
-            self._links.append(svg.path(f"M{c} {d}l-3.5{'-6' if down else ' 6'}h7z", "arrow"))
+    def _draw_links(self) -> tuple[list[str], list[str]]:
+        """Gives lines, and the heads of arrows; none where there are too many, since a part of them would mislead."""
+        if len(self._links) > max(MIN_LINKS, self._plot * (self._bottom - TITLE) / LINK):
+            self._known.add("thicket")
+            return [], []
+        self._known |= {kind for _, _, kind in self._links}
+        drawn = [_linked(*link) for link in self._links]
+        return [line for line, _ in drawn], [head for _, head in drawn]
 
     def _draw_key(self) -> tuple[list[str], float]:
-        links = len(self._links) <= MAX_LINKS
         x, y = float(MARGIN), self._bottom + AXIS + 6
         drawn: list[str] = []
         for name, content in _KEY.items():
-            if name not in self._known or (name in ("cause", "passed") and not links):
+            if name not in self._known:
                 continue
+            content = content.format(len(self._links))
             width = 28 + pixels(content, svg.SMALL) + 14
             if x > MARGIN and x + width > self._right:
                 x, y = float(MARGIN), y + ROW
@@ -253,7 +254,20 @@ _KEY = {
     "completed": "completed",
     "cause": "cause → effect",
     "passed": "passed a stage",
+    "thicket": "{:,} are not drawn, too many to be told apart",
 }
+
+
+def _linked(cause: _Place, effect: _Place, kind: str) -> tuple[str, str]:
+    """A line from a cause to its effect, and the head of the arrow, if it is one."""
+    (x1, y1, r1), (x2, y2, r2) = cause, effect
+    down = y2 > y1
+    y1 += r1 if down or y1 == y2 else -r1
+    y2 += -r2 if down else r2
+    bend = y1 + 18 if y1 == y2 else (y1 + y2) / 2
+    a, b, c, d, e = map(svg.number, (x1, y1, x2, y2, bend))
+    line = svg.path(f"M{a} {b}C{a} {e} {c} {e} {c} {d}", "link" if kind == "cause" else "link dots")
+    return line, svg.path(f"M{c} {d}l-3.5{'-6' if down else ' 6'}h7z", "arrow") if kind == "cause" else ""
 
 
 def _symbol(name: str, x: float, y: float) -> str:
@@ -269,7 +283,7 @@ def _symbol(name: str, x: float, y: float) -> str:
             return _cross(x, y)
         case "completed":
             return _bar(x, y)
-        case "cause":
+        case "cause" | "thicket":
             return svg.line(x - 10, y, x + 6, y, "link") + svg.path(f"M{x + 12} {y}l-6-3.5v7z", "arrow")
         case _:
             return svg.line(x - 10, y, x + 12, y, "link dots")

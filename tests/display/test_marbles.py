@@ -180,15 +180,32 @@ def test_errors_and_completion_are_drawn() -> None:
     assert lines[2].endswith(">")
 
 
-def test_causes_are_linked_to_their_effects_while_there_are_few() -> None:
+def chain(count: int, topics: int) -> Recording:
+    """Events each of which has caused the next."""
+    return made_up(event(n, f"t{n % topics}", n * 1000, n, n - 1 or None) for n in range(1, count + 1))
+
+
+def test_causes_are_linked_to_their_effects_while_they_can_be_told_apart() -> None:
     few = [event(1, "a", 1), event(2, "b", 2, 0.5, 1), event(3, "a", 3, 1.0, 2), event(4, "a", 4, 1.5, 3)]
     shown = marbles(made_up(few))
     assert len(marks(shown, "arrow")) == 4
     assert "cause → effect" in texts(shown)
-    chain = [event(n, "ab"[n % 2] * 300, n, n, n - 1) for n in range(90)]
-    many = marbles(made_up(chain), width=4096)
-    assert marks(many, "link") == []
-    assert "cause → effect" not in texts(many)
+    for count, topics in [(61, 3), (151, 9)]:
+        assert len(marks(marbles(chain(count, topics)), "arrow")) == count - 1 + 1  # and the key's
+
+
+def test_links_that_are_not_drawn_are_counted() -> None:
+    thicket = marbles(chain(90, 2), width=1400)
+    assert len(marks(thicket, "link")) == 1  # the key's
+    assert "89 are not drawn, too many to be told apart" in texts(thicket)
+    assert "cause → effect" not in texts(thicket)
+
+
+def test_the_heads_of_arrows_lie_above_the_labels_and_their_halos() -> None:
+    order = [element.get("class", "") for element in tree(marbles(chain(5, 3))).iter()]
+    heads = [place for place, style in enumerate(order) if style == "arrow"][:-1]  # without the key's
+    assert len(heads) == 4
+    assert min(heads) > max(place for place, style in enumerate(order) if "halo" in style)
 
 
 def test_what_was_dropped_is_told() -> None:
