@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rxbus._short import Shortener, plain
 from rxbus.display._axis import ticks
-from rxbus.display._text import columns, fit_columns
+from rxbus.display._text import columns, fit_columns, telling
 from rxbus.display._timeline import Lane, Mark, Timeline
 
 LEAST = 20  # columns
@@ -54,8 +54,8 @@ def _token(lane: Lane, marks: list[Mark], place: int, column: int, end: int, sho
     free = (int(marks[following].first) if following < len(marks) else end) - column
     if mark.count == 1 and int(mark.first) == column and free > 0:
         sign = "!" if mark.failed and free > 1 else ""
-        label = fit_columns(lane.label(mark.index, short, 40), free - 1 - len(sign)) if free > 2 else ""
-        return (label or "o") + sign, following
+        whole = lane.label(mark.index, short, 40) if free > 2 else ""
+        return (telling(fit_columns(whole, free - 1 - len(sign)), whole) or "o") + sign, following
     count, failed = mark.count, mark.failed
     while True:
         token = f"(×{count:,}{f' !{failed:,}' if failed else ''})"

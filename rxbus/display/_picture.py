@@ -16,7 +16,7 @@ from rxbus import Event
 from rxbus._short import Shortener, plain
 from rxbus.display import _svg as svg
 from rxbus.display._axis import duration, ticks
-from rxbus.display._text import fit_pixels, pixels
+from rxbus.display._text import fit_pixels, pixels, telling
 from rxbus.display._timeline import Lane, Limits, Mark, Timeline, merge
 
 MARGIN = 14
@@ -211,7 +211,7 @@ class Picture:
                 free = max(free, one.right)
                 continue
             end = self._right if after is None else _before(one, after)
-            text = fit_pixels(one.text, min(end - free, LABEL), svg.SMALL)
+            text = telling(fit_pixels(one.text, min(end - free, LABEL), svg.SMALL), one.text)
             half = pixels(text, svg.SMALL) / 2
             middle = min(max(one.x, free + half), end - half)
             self._marks.append(svg.text(middle, y, text, f"{one.style} m halo", svg.SMALL))

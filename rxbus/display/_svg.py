@@ -58,8 +58,10 @@ def _rules(theme: dict[str, str]) -> str:
     return "".join(f".rxbus .{name}{{{style}}}" for name, style in theme.items())
 
 
+# Not `system-ui`: on a Linux that has not been told what this is, it may be any font there is, a typewriter's even.
+_FONTS = "-apple-system,BlinkMacSystemFont,'Segoe UI',Roboto,'Noto Sans','DejaVu Sans',Arial,sans-serif"
 STYLE = (
-    f".rxbus text{{font:{FONT}px system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans',Arial,sans-serif}}"
+    f".rxbus text{{font:{FONT}px {_FONTS}}}"
     f".rxbus .s{{font-size:{SMALL}px}}.rxbus .b{{font-weight:600}}.rxbus .m{{text-anchor:middle}}"
     ".rxbus .e{text-anchor:end}.rxbus .o{fill:#fff}.rxbus .f{fill:none}"
     ".rxbus .halo{stroke-width:3;stroke-linejoin:round;paint-order:stroke}.rxbus .edge{stroke-width:1}"

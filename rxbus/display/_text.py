@@ -7,28 +7,35 @@ from collections.abc import Callable
 
 from rxbus._short import ELLIPSIS
 
-# In hundredths of the font's size, as in DejaVu Sans, which like Verdana is wider than what most systems have.
+# In hundredths of the font's size, the most that a character takes: in DejaVu Sans, which like Verdana is wider than
+# what most systems have; in Liberation Sans, which is as wide as Arial and Helvetica; "M" in Noto Sans and Segoe UI.
 _HUNDREDTHS = {
     28: "ijl'",
-    30: "IJ",
+    30: "I",
     32: " .,",
     34: "/:;\\|·",
-    36: "f-",
-    40: "t()[]!",
+    37: "f-",
+    41: "t()[]!",
     42: "r",
     46: '"',
-    53: "sz?*_`",
-    58: "cLk",
-    61: "avxyTP",
-    64: "bdeghnopqu0123456789{}$FSEY",
-    70: "ACRXBKVZ",
-    79: "DGHNOQU&",
+    50: "*J`",
+    55: "csz",
+    58: "kL?_",
+    62: "aeovxyFT",
+    64: "bdghnpqu0123456789{}$",
+    67: "EKPSY",
+    69: "ABVXZ",
+    73: "CR",
+    77: "DHNU",
+    79: "GOQ&",
     82: "w",
     84: "#+<=>^~×",
-    87: "M",
-    100: "mW@%…",
+    91: "M",
+    100: "mW%…",
+    102: "@",
 }
 _WIDTHS = {char: share / 100 for share, chars in _HUNDREDTHS.items() for char in chars}
+TELLING = 2  # letters or digits
 _WIDE = 1.1  # CJK takes a square
 _EMOJI = 1.4
 _LETTER = 0.7  # Greek, Cyrillic, Hebrew, Arabic
@@ -53,6 +60,11 @@ def columns(text: str) -> int:
 def fit_pixels(text: str, room: float, size: float) -> str:
     """Clips a text to a width in pixels; to nothing where there is no room for a character and an ellipsis."""
     return _fit(text, room / size, _share)
+
+
+def telling(text: str, whole: str) -> str:
+    """Gives a label that has been clipped, or nothing where what is left of it tells nothing: `']…`."""
+    return text if text == whole or sum(map(str.isalnum, text)) >= TELLING else ""
 
 
 def fit_columns(text: str, room: int) -> str:

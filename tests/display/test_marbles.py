@@ -208,6 +208,15 @@ def test_the_heads_of_arrows_lie_above_the_labels_and_their_halos() -> None:
     assert min(heads) > max(place for place, style in enumerate(order) if "halo" in style)
 
 
+def test_a_label_of_which_nothing_telling_is_left_is_left_out() -> None:
+    crowd = marbles(made_up(event(n, "a", [["several"], "words"], n) for n in range(30)))
+    clipped = [text for text in texts(crowd) if text.endswith("…")]
+    assert clipped == [] or min(sum(map(str.isalnum, text)) for text in clipped) >= 2
+    assert len(marks(crowd, "halo")) < 30
+    assert re.findall(r"[\['\]]…", crowd.text(100)) == []
+    assert "[['several'], 'words']" in marbles(made_up([event(1, "a", [["several"], "words"])])).text(100)
+
+
 def test_what_was_dropped_is_told() -> None:
     assert "1,234 earlier ones dropped" in marbles(made_up([event(1)], dropped=1234)).title
 

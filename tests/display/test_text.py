@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rxbus.display._axis import duration, ticks
-from rxbus.display._text import columns, fit_columns, fit_pixels, is_measured, pixels
+from rxbus.display._text import columns, fit_columns, fit_pixels, is_measured, pixels, telling
 
 
 @given(st.text(), st.floats(0, 500), st.integers(0, 60))
@@ -22,6 +22,19 @@ def test_what_is_cut_ends_in_an_ellipsis() -> None:
     assert fit_columns("日本語", 4) == "日…"
     assert fit_columns("日本語", 2) == ""
     assert fit_columns("abcdef", 1) == ""
+
+
+def test_a_label_tells_something_or_is_left_out() -> None:
+    assert telling("']…", "'], 'words'") == telling("'a…", "'abc'") == ""
+    assert telling("[]", "[]") == "[]"
+    assert telling("'ab…", "'abc'") == "'ab…"
+
+
+def test_letters_are_as_wide_as_in_the_widest_of_common_fonts() -> None:
+    for text, share in {"J": 0.5, "EPSY": 0.667, "CR": 0.722, "@": 1.015, "?_": 0.556}.items():  # in Liberation Sans
+        assert all(pixels(char, 1) >= share for char in text)
+    for text, share in {"il": 0.278, "e": 0.615, "w": 0.818, "=": 0.838, "W": 0.989}.items():  # in DejaVu Sans
+        assert all(pixels(char, 1) >= share for char in text)
 
 
 def test_wide_and_stacked_characters() -> None:
