@@ -6,6 +6,7 @@ streams, recordings, what a library attaches), and nothing has to be named twice
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -109,7 +110,22 @@ def _running_cell(frame: FrameType) -> str:
     A refusal would keep notebooks from running unattended, where there are no ids. To IPython each input is a file of
     its own, so that there it is the same code that is the same cell.
     """
-    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    shell = _shell()
     parent: Any = shell.get_parent() if hasattr(shell, "get_parent") else None
     cell_id = (parent or {}).get("metadata", {}).get("cellId")
     return str(cell_id) if cell_id else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def place_of(frame: FrameType) -> str:
+    """Names a line for people: its file and number, or in a notebook that of the cell: `In[5]:9`.
+
+    A cell's file has a name that tells nobody anything: a kernel makes one up below the directory for temporary files.
+    """
+    file = frame.f_code.co_filename
+    cell = getattr(getattr(_shell(), "compile", None), "format_code_name", lambda _: None)(file)
+    return f"{cell[1] if cell else os.path.basename(file)}:{frame.f_lineno}"
+
+
+def _shell() -> Any:
+    """IPython's, where that is at work; it is not imported for this."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

@@ -21,6 +21,7 @@ from reactivex.observer import AutoDetachObserver, ScheduledObserver
 
 from rxbus import _coroutines, operators
 from rxbus._buffered import Buffer, buffers
+from rxbus._cells import place_of
 from rxbus._coroutines import Mapping, check_handler, is_async
 from rxbus._delivery import DELIVERING
 from rxbus._event import check_name, check_pattern, is_pattern, matcher
@@ -355,7 +356,7 @@ def _describe(handler: object, frame: FrameType) -> str:
     while isinstance(handler, partial):
         handler = handler.func
     name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
-    return f"{name.replace('.<locals>', '')} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
+    return f"{name.replace('.<locals>', '')} ({place_of(frame)})"
 
 
 _OPERATORS = (

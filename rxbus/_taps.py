@@ -119,6 +119,6 @@ class Tapped(Shown):
                 try:
                     if key in self._at_close:
                         callback()
-                except Exception:
+                except Exception:  # the bus has been closed all the same, and the others are to be called
                     logger.exception("what was to be called when the bus had been closed has failed: %r", callback)
                 self._at_close.pop(key, None)

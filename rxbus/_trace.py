@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T", bound="Tracer")
+Kind = Literal["next", "error", "completed"]  # of what comes to a stage
 
 logger = logging.getLogger("rxbus")
 
@@ -63,7 +64,7 @@ class StageTracer(Tracer, Protocol):
     def passed(
         self,
         stage: str,
-        kind: Literal["next", "error", "completed"],
+        kind: Kind,
         value: Any,
         event: Event[Any] | None,
         time: float,
@@ -102,9 +103,7 @@ class Tracers:
         end = self.time()
         self._tell(self.all, lambda tracer: tracer.delivered(event, observer, start, end, thread, error))
 
-    def passed(
-        self, stage: str, kind: Literal["next", "error", "completed"], value: Any, event: Event[Any] | None
-    ) -> None:
+    def passed(self, stage: str, kind: Kind, value: Any, event: Event[Any] | None) -> None:
         if self._stages:
             now = self.time()
             self._tell(self._stages, lambda tracer: tracer.passed(stage, kind, value, event, now))

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
@@ -22,6 +22,7 @@ from rxbus._coroutines import map_async
 from rxbus._event import Event
 from rxbus._here import Origin, local, run_later
 from rxbus._log import Hub
+from rxbus._trace import Kind
 from rxbus.errors import InvalidArgument
 
 __all__ = ["Overflow", "buffered", "map_async", "observe_on", "only_payload", "tap"]
@@ -124,7 +125,7 @@ class _Stage:
         self._name = name
         self.hub: Hub | None = None  # of the source; None: it is being attached, or is no bus's
 
-    def passed(self, kind: Literal["next", "error", "completed"], value: Any) -> None:
+    def passed(self, kind: Kind, value: Any) -> None:
         here = local.here
         hub = self.hub if self.hub is not None or here.feed is None else here.feed.log.hub
         if hub is not None and hub.tracers is not None and not here.tracing:

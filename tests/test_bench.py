@@ -382,3 +382,9 @@ class TestPlot:
     def test_each_peer_has_a_look_of_its_own(self) -> None:
         assert list(LOOKS) == [kind.name for kind in ALL]
         assert len(set(LOOKS.values())) == len({colour for colour, _ in LOOKS.values()}) == len(ALL)
+
+
+@pytest.mark.parametrize("base", [Peer, command.Display])
+def test_what_says_only_what_is_wanted_is_not_to_be_made(base: type) -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        base()

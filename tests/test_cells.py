@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from types import SimpleNamespace
@@ -173,6 +174,7 @@ class Shell:
 
     def __init__(self, metadata: dict[str, Any]) -> None:
         self.metadata = metadata
+        self.compile: Any = None
 
     def get_parent(self) -> dict[str, Any]:
         return {"metadata": self.metadata}
@@ -201,6 +203,14 @@ def test_where_nobody_tells_which_cell_runs_it_is_the_code(
     monkeypatch.setattr(shell, "get_parent", lambda: parent)
     with bus.cell() as cell:
         assert cell.name.startswith(__file__)
+
+
+@pytest.mark.parametrize("told", [{}, {__file__: None}, {__file__: ("Cell", "In[5]")}], ids=str)
+def test_observers_are_called_by_the_cell_in_which_they_are_attached(bus: EventBus, shell: Shell, told: Any) -> None:
+    shell.compile = SimpleNamespace(format_code_name=told.get) if told else None
+    bus.subscribe("a").subscribe(print)
+    (name,) = bus.topics["a"].observer_names
+    assert re.fullmatch(r"print \(In\[5\]:\d+\)" if told.get(__file__) else r"print \(test_cells\.py:\d+\)", name)
 
 
 @pytest.mark.parametrize("name", ["", 3])

@@ -57,6 +57,33 @@ def test_what_handlers_print_shows_where_it_is_published(tmp_path: Path, monkeyp
     ]
 
 
+NAMES = """
+from rxbus import EventBus
+from rxbus.operators import tap
+def archive(event): pass
+#
+bus = EventBus()
+bus.subscribe("a").subscribe(archive)
+#
+pass
+bus.subscribe("b").pipe(tap("seen")).subscribe(archive)
+#
+print(*bus.topics["a"].observer_names, *bus.topics["b"].observer_names, sep=", ")
+bus.close()
+"""
+
+
+@pytest.mark.filterwarnings("default")
+def test_observers_are_called_by_the_cell_that_attached_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = new_notebook(cells=[new_code_cell(source.rstrip()) for source in NAMES.split("#\n")])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    assert notebook.cells[-1].outputs[0].text == "archive (In[2]:2), archive (In[3]:2)\n"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_kept_without_outputs(path: Path) -> None:
     notebook = json.loads(path.read_text("utf-8"))

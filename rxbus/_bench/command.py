@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -184,20 +185,24 @@ def check_plot(file: Path) -> None:
         raise Unusable(f"there is no directory {file.parent}")
 
 
-class Display:
+class Display(ABC):
     """Shows what has been measured, scenario by scenario."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, *exception: object) -> None:  # noqa: B027
+        """Ends it; nothing is to be done where nothing is kept on the screen."""
 
-    def begin(self, scenario: Scenario) -> None: ...
+    def begin(self, scenario: Scenario) -> None:  # noqa: B027
+        """A scenario is going to be measured; only a screen tells what is going on."""
 
-    def told(self, rounds: int) -> None: ...
+    def told(self, rounds: int) -> None:  # noqa: B027
+        """So many rounds have been measured."""
 
+    @abstractmethod
     def show(self, scenario: Scenario, rows: list[Figures]) -> None:
-        raise NotImplementedError
+        """Shows the figures of a scenario."""
 
 
 class Lines(Display):

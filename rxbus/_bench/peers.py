@@ -10,6 +10,7 @@ import asyncio
 import logging
 import platform
 import threading
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -34,7 +35,7 @@ Publish = Callable[[Any], object]
 LIMIT = 10.0  # seconds after which what should long have ended counts as hung
 
 
-class Peer:
+class Peer(ABC):
     """An event library, reduced to what all of them can do. Handlers take one argument; see `payload`.
 
     Attributes:
@@ -61,17 +62,17 @@ class Peer:
             return None
         return version(cls.package)
 
+    @abstractmethod
     def source(self, topic: str) -> Any:
         """The library's own object for what one attaches to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attach(self, topic: str, handler: Handler) -> Callable[[], object]:
         """Attaches a handler, a function of its own; gives what detaches it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def publisher(self, topic: str) -> Publish:
         """The library's call that publishes one payload."""
-        raise NotImplementedError
 
     def publish(self, topic: str, payload: object) -> object:
         return self.publisher(topic)(payload)
@@ -80,7 +81,7 @@ class Peer:
         """Publishes from a coroutine; by the plain call, where the library has nothing of the kind."""
         return self.publish(topic, payload)
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> None:  # noqa: B027
         """Gets ready for async handlers, on the event loop that runs them."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -107,7 +107,7 @@ class Live(ABC):
                 begin = thread_time()
                 self._tick(self._draw)
                 pause = max(PERIOD, (thread_time() - begin) / SHARE)
-        except Exception:
+        except Exception:  # of what it draws on, which may be anybody's; the program that is looked at goes on
             logger.exception("a live view has failed, and ends: %r", self)
         self._ended = True
         self._finish()
@@ -121,7 +121,7 @@ class Live(ABC):
                 return
             try:
                 self._tick(self._close, always=True)
-            except Exception:
+            except Exception:  # the same; it must come to its end
                 logger.exception("a live view could not draw its end: %r", self)
             self._meter.close()
             self._closed = True

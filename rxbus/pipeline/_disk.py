@@ -384,7 +384,7 @@ def _begun(path: Path, structure: Structure, metadata: bytes) -> _Build:
     try:
         write_whole(path / METADATA, msgspec.json.format(metadata, indent=2))
         write_whole(path / STRUCTURE, msgspec.json.format(msgspec.json.encode(structure), indent=2))
-    except BaseException:
+    except BaseException:  # a full disk, or Ctrl-C: its files are not to stay open, nor it locked
         build.abandon()
         raise
     return build

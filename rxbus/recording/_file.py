@@ -24,7 +24,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from rxbus import Event, matcher
 from rxbus.errors import InvalidArgument, InvalidTopic, RxBusError
-from rxbus.recording._records import Delivery, Passage, Tape, Unencodable, is_topic, safe_repr, writable
+from rxbus.recording._records import Delivery, Kind, Passage, Tape, Unencodable, is_topic, safe_repr, writable
 from rxbus.recording._replaced import replaced
 
 VERSION = 1
@@ -97,7 +97,7 @@ class _DeliveryLine(msgspec.Struct, tag="delivery", forbid_unknown_fields=True):
 
 class _PassageLine(msgspec.Struct, tag="passage", omit_defaults=True, forbid_unknown_fields=True):
     stage: str
-    kind: Literal["next", "error", "completed"]
+    kind: Kind
     time: _Time
     event: _Id | None = None
     value: Any = UNSET

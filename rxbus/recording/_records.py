@@ -11,6 +11,8 @@ import msgspec
 from rxbus import Event, Topic
 from rxbus.errors import InvalidTopic
 
+Kind = Literal["next", "error", "completed"]
+
 
 class Delivery(msgspec.Struct, frozen=True):
     """One event for one observer, which has ended.
@@ -44,7 +46,7 @@ class Passage(msgspec.Struct, frozen=True):
     """
 
     stage: str
-    kind: Literal["next", "error", "completed"]
+    kind: Kind
     value: Any
     time: float
     event: int | None = None

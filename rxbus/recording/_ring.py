@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from operator import attrgetter, itemgetter
 from time import time
-from typing import Any, Literal
+from typing import Any
 
 from rxbus import Event, Receipt, matcher
 from rxbus.errors import InvalidArgument
-from rxbus.recording._records import Delivery, Passage, Tape, safe_repr
+from rxbus.recording._records import Delivery, Kind, Passage, Tape, safe_repr
 
 _PASSAGES = 10  # stages that an event may pass on average
 _RawDelivery = tuple[int, str, float, float, str, str | None]
@@ -70,7 +70,7 @@ class Ring:
     def passed(
         self,
         stage: str,
-        kind: Literal["next", "error", "completed"],
+        kind: Kind,
         value: Any,
         event: Event[Any] | None,
         time: float,
