@@ -110,10 +110,10 @@ class _TooSlow(BaseException):
 def _in_time(call: Callable[[], str]) -> str:
     # Nothing but a trace function stops Python code on the thread where it runs; another thread could not be ended, and
     # is not where an object may expect to be used.
-    end = monotonic() + PATIENCE
+    end, base = monotonic() + PATIENCE, sys._getframe()
 
     def watch(frame: FrameType, what: str, argument: object) -> Any:
-        if monotonic() > end:
+        if monotonic() > end and not _is_destructor(frame, base):
             raise _TooSlow
         return watch
 
@@ -123,6 +123,16 @@ def _in_time(call: Callable[[], str]) -> str:
         return call()
     finally:
         sys.settrace(before)
+
+
+def _is_destructor(frame: FrameType, base: FrameType) -> bool:
+    """Whether the garbage collector runs a destructor in the midst of a repr: a stranger's, to be let be."""
+    one: FrameType | None = frame
+    while one is not None and one is not base:
+        if one.f_code.co_name == "__del__":
+            return True
+        one = one.f_back
+    return False
 
 
 def _is_generated(kind: type, write: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rxbus import Event, Receipt
-from rxbus._short import Shortener, clip, plain, short
+from rxbus._short import PATIENCE, Shortener, clip, plain, short
 from rxbus.recording._records import safe_repr, shortened
 
 MANY = 8_000_000
@@ -238,3 +239,23 @@ def test_a_repr_that_is_text_of_its_own_kind() -> None:
     assert short(Written()) == "as it is"
     assert short([Written(), Text("text")]) == "[as it is, 'text']"
     assert shortened(safe_repr(Written()), 5) == "as i…"
+
+
+def test_a_destructor_is_not_given_up_with_the_repr_that_it_strikes() -> None:
+    done = []
+
+    class Resource:
+        def __del__(self) -> None:
+            begun = monotonic()
+            while monotonic() < begun + 2 * PATIENCE:
+                pass
+            done.append("closed")
+
+    class Slow:
+        def __repr__(self) -> str:
+            Resource()
+            while True:
+                pass
+
+    assert "Slow" in short(Slow())
+    assert done == ["closed"]
