@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+import rich
 
 from rxbus import BusClosed, Event, EventBus, RxBusError
 from rxbus.pipeline import (
@@ -220,6 +221,7 @@ class Terminal(io.StringIO):
 )
 def test_every_interrupt(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(rich, "_console", None)  # rich's own, which remembers what it was made for
     for nth in chain(range(1, FIRST), count(FIRST, EVERY)):
         monkeypatch.setattr(sys, "stdout", Terminal())
         if struck(scene, tmp_path / str(nth), nth) is None:
