@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from rxbus import Event
-from rxbus.recording._records import moment, safe_repr, shortened
+from rxbus._short import plain
+from rxbus.recording._records import Unencodable, moment, safe_repr, shortened
 
 _LINES = 200
 _WIDTH = 120
@@ -110,5 +111,7 @@ def _line(branch: str, cause: Cause, before: float | None) -> str:
         when = "at no time" if at is None else at.strftime("%H:%M:%S.%f")
     else:
         when = f"+{(event.time - before) * 1000:.3g} ms"
-    line = f"{branch}#{event.id} {event.topic} {when} {shortened(safe_repr(event.payload), _WIDTH)}"
+    payload = event.payload.repr if isinstance(event.payload, Unencodable) else safe_repr(event.payload)
+    # Names and reprs may hold what steers a terminal.
+    line = plain(f"{branch}#{event.id} {event.topic} {when} {shortened(payload, _WIDTH)}")
     return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rxbus import Event, EventBus
-from rxbus.recording import Recording
+from rxbus.recording import Recording, Unencodable
 from tests.recording.conftest import Wound
 
 
@@ -87,6 +87,20 @@ def test_what_has_no_repr_is_shown_nevertheless(wound: Wound) -> None:
             raise RuntimeError
 
     assert "whose repr raises RuntimeError" in str(wound([Event("a", Odd(), 1, 0.0)]).causes())
+
+
+def test_what_would_steer_a_terminal_is_escaped(wound: Wound) -> None:
+    class Steers:
+        def __repr__(self) -> str:
+            return "\x1b[2Jgone\u202e"
+
+    text = str(wound([Event("a\u202eb", Steers(), 1, 0.0)]).causes())
+    assert text == r"#1 a\u202eb 00:00:00.000000 \x1b[2Jgone\u202e"
+
+
+def test_what_no_file_could_hold_is_shown_as_it_was(wound: Wound) -> None:
+    text = str(wound([Event("a", Unencodable("<socket 3>"), 1, 0.0)]).causes())
+    assert text == "#1 a 00:00:00.000000 <socket 3>"
 
 
 def test_causes_that_come_later_are_none(wound: Wound) -> None:
