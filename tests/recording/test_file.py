@@ -256,6 +256,15 @@ def test_truncated_at_every_byte(lines: list[bytes], tmp_path: Path) -> None:
             assert loaded.deliveries == known.deliveries[: max(0, count - 2)]
 
 
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_the_end_of_a_file_is_loaded_from_its_first_line_on(lines: list[bytes], tmp_path: Path, first: int) -> None:
+    known = Recording.load(tmp_path / "whole")
+    (tmp_path / "file").write_bytes(b"".join(lines[first:]))
+    with pytest.warns(DamagedRecording, match="is damaged; missing: 1 header$"):
+        loaded = Recording.load(tmp_path / "file")
+    assert (loaded.events, loaded.deliveries) == (known.events[first - 1 :], known.deliveries[max(0, first - 3) :])
+
+
 @pytest.mark.parametrize("damage", [b"\x00", b"\xff"])
 def test_damaged_at_every_byte(lines: list[bytes], tmp_path: Path, damage: bytes) -> None:
     path, whole = tmp_path / "file", b"".join(lines)
