@@ -183,6 +183,9 @@ def test_payloads_are_made_what_their_topics_say(bus: EventBus, tmp_path: Path) 
     assert isinstance(loaded.events[2].payload, Unencodable)
     with pytest.raises(InvalidArgument, match=r"line 2: a payload of 'prices' is of another type: Expected `int`"):
         Recording.load(tmp_path / "file", [Topic("prices", int)])
+    names: Any = ["prices"]
+    with pytest.raises(InvalidArgument, match=r"as Topic\(name, type\), not 'prices'"):
+        Recording.load(tmp_path / "file", names)
 
 
 # -- what is no recording, and what is damaged
