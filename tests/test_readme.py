@@ -1,4 +1,4 @@
-"""The README's snippets run, each of them after those before it."""
+"""The README's snippets run: each of them after those before it, and in "See the events" each by itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^```sh\n(.*?)^```$", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+SNIPPETS = blocks("python")
+COMMANDS = blocks("sh")
+BY_THEMSELVES = blocks("python", README.partition("\n## See the events\n")[2].partition("\n## ")[0])
 
 
 def test_snippets(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +27,12 @@ def test_snippets(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatc
         exec(compile(snippet, f"README, snippet {number}", "exec"), names)
     assert len(SNIPPETS) >= 7
     assert capsys.readouterr().out.startswith("101.5\n")
+
+
+@pytest.mark.parametrize("snippet", BY_THEMSELVES)
+def test_snippets_that_run_by_themselves(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README", "exec"), {})
 
 
 def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
