@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from time import monotonic
+from time import monotonic, tzset
 from typing import Any
 
 import pytest
@@ -42,6 +42,16 @@ def spawn() -> Iterator[Callable[..., Future[Any]]]:
 
     yield call
     _join(threads)
+
+
+@pytest.fixture
+def half_past_five(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine's time is India's, five hours and a half ahead of UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "IST-5:30")
+        tzset()
+        yield
+    tzset()
 
 
 @pytest.fixture(autouse=True)

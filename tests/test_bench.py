@@ -283,8 +283,9 @@ class TestScreen:
         ]
         drawn = io.StringIO()
         Console(file=drawn, width=80).print(command.table(Scenario(1, 1), rows))
-        title, _, _, *lines = drawn.getvalue().splitlines()
+        title, headings, _, *lines = drawn.getvalue().splitlines()
         assert title.strip() == "1 observer, 1 topic"
+        assert headings.rstrip().endswith(" p50 / rxbus")
         assert [line.split() for line in lines] == [
             ["RxPY", "Subject", "12,345,679", "0.500", "2.00", "30.0", "0.50"],
             ["rxbus", "1,000,000", "1.00", "2.00", "30.0", "1.00"],

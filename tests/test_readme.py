@@ -1,4 +1,4 @@
-"""The README's snippets run, each of them after those before it."""
+"""The README's snippets run: each of them after those before it, and in "See the events" each by itself."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-TEXT = README.read_text("utf-8")
-EVENTS = TEXT[TEXT.index("\n## See the events") : TEXT.index("\n## Pipelines")]
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 
 
-def blocks(language: str, text: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-SNIPPETS = blocks("python", TEXT)
-COMMANDS = blocks("sh", TEXT)
+SNIPPETS = blocks("python")
+COMMANDS = blocks("sh")
+BY_THEMSELVES = blocks("python", README.partition("\n## See the events\n")[2].partition("\n## ")[0])
 
 
 def test_snippets(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,8 +29,8 @@ def test_snippets(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatc
     assert capsys.readouterr().out.startswith("101.5\n")
 
 
-@pytest.mark.parametrize("snippet", blocks("python", EVENTS))
-def test_snippets_that_stand_on_their_own(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("snippet", BY_THEMSELVES)
+def test_snippets_that_run_by_themselves(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README", "exec"), {})
 

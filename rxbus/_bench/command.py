@@ -254,7 +254,7 @@ def table(scenario: Scenario, rows: list[Figures]) -> Table:
     drawn = Table(title=Text(str(scenario), "bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     drawn.add_column("peer", no_wrap=True, min_width=max(len(kind.name) for kind in ALL))
     for heading in ("publishes /s", "p50 µs", "p99 µs", "max µs"):
-        drawn.add_column(heading, justify="right", no_wrap=True, min_width=10)
+        drawn.add_column(heading, justify="right", no_wrap=True, min_width=9)
     drawn.add_column("p50 / rxbus", justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: row.p50_us):
         ratio = "" if own is None else f"{row.p50_us / own.p50_us:.2f}"

@@ -32,7 +32,7 @@ class Marbles:
 
     @cached_property
     def svg(self) -> str:
-        """The picture, one `<svg>` element that refers to nothing outside of it."""
+        """The picture as one `<svg>` element that refers to nothing outside of it."""
         return Picture(self._timeline, self._width).draw(self.title)
 
     @property

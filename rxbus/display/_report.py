@@ -9,7 +9,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from html import escape
 from importlib.resources import files
 from statistics import median
@@ -80,7 +80,7 @@ def code(text: str, longest: int = 200) -> str:
 
 def when(time: float) -> str:
     try:
-        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return datetime.fromtimestamp(time).astimezone().isoformat(" ", "seconds")  # as in the marbles: the time here
     except (OverflowError, ValueError, OSError):  # a file may hold any number
         return f"{time:g} s"
 

@@ -28,7 +28,7 @@ NAMES = (0, 7)  # the columns of names; all others are numbers
 GAP = "  "  # between columns
 WIDEST, NARROWEST = 60, 12  # characters of a name
 IN_A_NOTEBOOK = 30  # rows
-ABOUT = "p50, p99: until all observers have acknowledged, lately; of a sample, where much goes on"
+ABOUT = "p50, p99: until all observers have acknowledged, lately; sampled, if it is busy"  # fits into 80 columns
 
 
 class Top(Live):

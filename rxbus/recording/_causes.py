@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from rxbus import Event
-from rxbus.recording._records import moment, safe_repr, shortened
+from rxbus._short import plain
+from rxbus.recording._records import Unencodable, safe_repr, shortened
 
 _LINES = 200
 _WIDTH = 120
@@ -105,10 +107,16 @@ def _line(branch: str, cause: Cause, before: float | None) -> str:
     if cause.event is None:
         return f"{branch}#{cause.id} (not recorded)"
     event = cause.event
-    if before is None:
-        at = moment(event.time)
-        when = "at no time" if at is None else at.strftime("%H:%M:%S.%f")
-    else:
-        when = f"+{(event.time - before) * 1000:.3g} ms"
-    line = f"{branch}#{event.id} {event.topic} {when} {shortened(safe_repr(event.payload), _WIDTH)}"
+    when = _clock(event.time) if before is None else f"+{(event.time - before) * 1000:.3g} ms"
+    payload = event.payload.repr if isinstance(event.payload, Unencodable) else safe_repr(event.payload)
+    # Names and reprs may hold what steers a terminal.
+    line = plain(f"{branch}#{event.id} {event.topic} {when} {shortened(payload, _WIDTH)}")
     return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
+
+
+def _clock(time: float) -> str:
+    """A time of day, here: marble diagrams have the same."""
+    try:
+        return f"{datetime.fromtimestamp(time):%H:%M:%S.%f}"
+    except (ValueError, OverflowError, OSError):  # a file may hold any number
+        return "at no time"

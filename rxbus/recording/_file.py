@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from math import isfinite
 from operator import attrgetter
 from pathlib import Path
@@ -137,14 +138,17 @@ def load(path: Path, types: dict[str, type]) -> Tape:
     passages: list[Passage] = []
     bad: list[int] = []
     unnamed: list[int] = []  # whose topics are none: they are kept, as whatever is whole
+    lost: dict[str, int] = {}
     with path.open("rb") as file:
-        header = _header(path, file.readline(_LONGEST_HEADER))
-        for number, line in enumerate(file, 2):
+        first = file.readline(_LONGEST_HEADER)
+        header = _header(path, first)
+        # Without a header, as after `tail`, the first line may be a record like the others.
+        for number, line in enumerate(file if header else chain((first,), file), 2 if header else 1):
             one = _record(line)
-            if one is None and header is None and number == 2:
-                break
             if one is None:
                 bad.append(number)
+                if header is None and bad == [1, 2]:
+                    break
             elif isinstance(one, _EventLine):
                 events.append(_event(one, types, number))
                 if not is_topic(one.topic):
@@ -160,9 +164,9 @@ def load(path: Path, types: dict[str, type]) -> Tape:
         if not (events or deliveries or passages):
             raise NotARecording(str(path), "its first line is not a recording's")
         header = _stand_in(events, deliveries, passages)
-        bad.insert(0, 1)
+        lost = {"header": int(1 not in bad)}  # a damaged one is among the lines that cannot be read
     found = {"events": len(events), "deliveries": len(deliveries), "passages": len(passages)}
-    _warn(path, bad, unnamed, {kind: getattr(header, kind) - count for kind, count in found.items()})
+    _warn(path, bad, unnamed, lost | {kind: getattr(header, kind) - count for kind, count in found.items()})
     about = header.pattern, header.maxlen, header.began, header.ended, header.dropped, header.dropped_passages
     return Tape(*about, events, deliveries, passages)
 

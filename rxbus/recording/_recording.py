@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from reactivex import abc
 
-from rxbus import Event, EventBus, Topic, _wings
+from rxbus import Event, EventBus, InvalidArgument, Topic, _wings
 from rxbus.recording._causes import Causes
 from rxbus.recording._file import load, save
 from rxbus.recording._frames import to_dataframe
@@ -73,10 +73,10 @@ class Recording(Ring, _wings.Shown):
 
         Raises:
             NotARecording: It is none, or one of a later version.
-            InvalidArgument: A payload is not what its topic says.
+            InvalidArgument: A payload is not what its topic says; or a topic is a mere name, which says nothing.
             OSError: It cannot be read.
         """
-        return cls._of(load(Path(path), {topic.name: topic.payload_type for topic in topics}))
+        return cls._of(load(Path(path), dict(map(_typed, topics))))
 
     @classmethod
     def _of(cls, tape: Tape) -> Recording:
@@ -207,6 +207,12 @@ class Recording(Ring, _wings.Shown):
     def __repr__(self) -> str:
         state = "going on" if self.ended is None else f"{self.ended - self.began:.3f} s"
         return f"<Recording {self.pattern!r}, {state}, events: {self.count()}, dropped: {self.dropped}>"
+
+
+def _typed(topic: Topic[Any]) -> tuple[str, type]:
+    if not isinstance(topic, Topic):
+        raise InvalidArgument(f"topics are given with the type of their payloads, as Topic(name, type), not {topic!r}")
+    return topic.name, topic.payload_type
 
 
 class _Attachment:

@@ -132,6 +132,7 @@ class expect(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        __tracebackhide__ = True  # pytest shows the test, not this
         try:
             if kind is None:
                 self._wait()
@@ -146,6 +147,7 @@ class expect(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        __tracebackhide__ = True  # pytest shows the test, not this
         try:
             if kind is None:
                 await self._wait_async()
@@ -210,6 +212,7 @@ class expect(Generic[T]):
         return self._rung.is_set()
 
     def _judge(self) -> None:
+        __tracebackhide__ = True  # pytest shows the test, not this
         if self._error is not None:
             raise self._error
         if not self.events:
@@ -310,15 +313,16 @@ class expect_failure(Failures):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        __tracebackhide__ = True  # pytest shows the test, not this
         if kind is None:
             self._rung.wait(min(self._timeout, threading.TIMEOUT_MAX))
         off = self.detach()
         if kind is None and not self.errors:
+            which = f" that matches {self._match.pattern!r}" if self._match.pattern else ""
             others = "; ".join(self._others) or "no other either"
             off = off and f" (the logger 'rxbus' is switched off: {off})"
             raise AssertionError(
-                f"no {self._kind.__name__} that matches {self._match.pattern!r} was left to the log within"
-                f" {self._timeout:g} s, {others}{off}"
+                f"no {self._kind.__name__}{which} was left to the log within {self._timeout:g} s, {others}{off}"
             )
 
 

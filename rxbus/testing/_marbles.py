@@ -60,6 +60,7 @@ def assert_marbles(
         AssertionError: They differ; the message shows both, one under the other.
         InvalidArgument: The diagram cannot be meant.
     """
+    __tracebackhide__ = True  # pytest shows the test, not this
     wanted = _parsed(expected, values or {}, unit or 1.0, error)
     got = list(_passages(actual, stage) if stage is not None else _events(actual, topic))
     if stage is None and any(marble.kind != "next" for marble in wanted) and all(one.kind == "next" for one in got):

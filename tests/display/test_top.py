@@ -496,6 +496,7 @@ class TestTables:
         if width >= 80:
             assert "12,345  1,234.6" in first
             assert "1.50 ms \ufffd[31" in first
+            assert remark == _top.ABOUT
             assert first.rstrip().endswith("\u2026")
 
     @pytest.mark.parametrize(("topic", "observer"), [(5, 50), (50, 5), (50, 50), (3, 3)])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rxbus import Event, EventBus
-from rxbus.recording import Recording
+from rxbus.recording import Recording, Unencodable
 from tests.recording.conftest import Wound
 
 
@@ -24,6 +24,7 @@ def test_trees(chain: Recording) -> None:
     assert repr(first) == "<Cause 1, 'a', effects: 3>"
 
 
+@pytest.mark.usefixtures("half_past_five")
 def test_as_text(wound: Wound) -> None:
     recording = wound(
         [
@@ -35,12 +36,12 @@ def test_as_text(wound: Wound) -> None:
         ]
     )
     assert str(recording.causes()).splitlines() == [
-        "#1 build 00:00:00.000000 'go'",
+        "#1 build 05:30:00.000000 'go'",
         "├─ #2 step +1.5 ms {'n': 1}",
         "│  └─ #3 log +0.5 ms 'text\\nin lines'",
         "└─ #4 step +2e+03 ms None",
         "#8 (not recorded)",
-        "└─ #9 lost 00:00:03.000000 7",
+        "└─ #9 lost 05:30:03.000000 7",
     ]
     assert str(recording.causes().roots[1]).splitlines()[0] == "#8 (not recorded)"
     assert repr(recording.causes().roots[1]) == "<Cause 8, not recorded, effects: 1>"
@@ -87,6 +88,22 @@ def test_what_has_no_repr_is_shown_nevertheless(wound: Wound) -> None:
             raise RuntimeError
 
     assert "whose repr raises RuntimeError" in str(wound([Event("a", Odd(), 1, 0.0)]).causes())
+
+
+@pytest.mark.usefixtures("half_past_five")
+def test_what_would_steer_a_terminal_is_escaped(wound: Wound) -> None:
+    class Steers:
+        def __repr__(self) -> str:
+            return "\x1b[2Jgone\u202e"
+
+    text = str(wound([Event("a\u202eb", Steers(), 1, 0.0)]).causes())
+    assert text == r"#1 a\u202eb 05:30:00.000000 \x1b[2Jgone\u202e"
+
+
+@pytest.mark.usefixtures("half_past_five")
+def test_what_no_file_could_hold_is_shown_as_it_was(wound: Wound) -> None:
+    text = str(wound([Event("a", Unencodable("<socket 3>"), 1, 0.0)]).causes())
+    assert text == "#1 a 05:30:00.000000 <socket 3>"
 
 
 def test_causes_that_come_later_are_none(wound: Wound) -> None:

@@ -191,6 +191,9 @@ def test_payloads_are_made_what_their_topics_say(bus: EventBus, tmp_path: Path) 
     assert isinstance(loaded.events[2].payload, Unencodable)
     with pytest.raises(InvalidArgument, match=r"line 2: a payload of 'prices' is of another type: Expected `int`"):
         Recording.load(tmp_path / "file", [Topic("prices", int)])
+    names: Any = ["prices"]
+    with pytest.raises(InvalidArgument, match=r"as Topic\(name, type\), not 'prices'"):
+        Recording.load(tmp_path / "file", names)
 
 
 # -- what is no recording, and what is damaged
@@ -262,6 +265,15 @@ def test_truncated_at_every_byte(lines: list[bytes], tmp_path: Path) -> None:
             count = sum(length >= len(b"".join(lines[: n + 1])) - 1 for n in range(1, 5))
             assert loaded.events == known.events[: min(count, 2)]
             assert loaded.deliveries == known.deliveries[: max(0, count - 2)]
+
+
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_the_end_of_a_file_is_loaded_from_its_first_line_on(lines: list[bytes], tmp_path: Path, first: int) -> None:
+    known = Recording.load(tmp_path / "whole")
+    (tmp_path / "file").write_bytes(b"".join(lines[first:]))
+    with pytest.warns(DamagedRecording, match="is damaged; missing: 1 header$"):
+        loaded = Recording.load(tmp_path / "file")
+    assert (loaded.events, loaded.deliveries) == (known.events[first - 1 :], known.deliveries[max(0, first - 3) :])
 
 
 @pytest.mark.parametrize("damage", [b"\x00", b"\xff"])
