@@ -16,7 +16,7 @@ from reactivex.disposable import CompositeDisposable, Disposable
 
 from rxbus._acknowledgement import current_fan_out, frames_of, waiting_with, work_for
 from rxbus._bell import Bell, ring_all
-from rxbus._fan_out import FanOut, ledger, logger, pending
+from rxbus._fan_out import FanOut, is_ctrl_c, ledger, logger, pending
 from rxbus._here import Engine, Frame, Here, Job, Origin, PutOff, Reentered, local, run_later
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
@@ -271,7 +271,7 @@ class Buffer:
 
     def _hand_on_all(self) -> None:
         while self._hand_on():
-            pass
+            run_later(local.here)  # what the handler has published to a bus without workers
         with buffers:
             self._submitted = False
             more = bool(self._items) and not self._handing  # it came just now
@@ -304,7 +304,7 @@ class Buffer:
         except BaseException as error:
             topic = "" if item.origin is None else f", on topic {item.origin.log.name!r}"
             logger.exception("what follows a buffer failed: in %s%s", self.name, topic)
-            if isinstance(error, KeyboardInterrupt):
+            if is_ctrl_c(error):
                 raise
 
 
