@@ -1299,6 +1299,25 @@ def test_items_come_through_to_a_bus_without_workers(bus: EventBus) -> None:
         assert arrived.get(timeout=PATIENCE).payload == "item"
 
 
+def test_a_buffer_does_not_wait_for_what_its_handler_has_published_to_a_bus_without_workers(bus: EventBus) -> None:
+    second = threading.Event()
+    seen: list[bool] = []
+
+    def pass_on(event: Event[int]) -> None:
+        if event.payload == 2:
+            second.set()
+        else:
+            other.publish("b")
+
+    with EventBus(BlockingScheduler(0)) as other:
+        other.subscribe("b").pipe(buffered(1)).subscribe(lambda _: seen.append(second.wait(PATIENCE)))
+        bus.subscribe("a").pipe(buffered(1)).subscribe(pass_on)
+        for number in (1, 2):
+            bus.publish("a", number)
+        bus.close()
+    assert seen == [True]
+
+
 async def test_items_of_coroutines_come_through_to_a_bus_without_workers(bus: EventBus) -> None:
     seen: list[str] = []
     with EventBus(BlockingScheduler(0)) as other:
