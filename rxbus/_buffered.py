@@ -16,8 +16,8 @@ from reactivex.disposable import CompositeDisposable, Disposable
 
 from rxbus._acknowledgement import current_fan_out, frames_of, waiting_with, work_for
 from rxbus._bell import Bell, ring_all
-from rxbus._fan_out import FanOut, ledger, logger, pending
-from rxbus._here import Engine, Frame, Here, Job, Origin, PutOff, Reentered, local, run_later
+from rxbus._fan_out import FanOut, is_ctrl_c, ledger, logger, pending
+from rxbus._here import Engine, Frame, Here, Job, Origin, PutOff, Reentered, local, may_do_later, run_later
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
 
@@ -270,13 +270,16 @@ class Buffer:
         return [] if fan is None else _pending(fan)
 
     def _hand_on_all(self) -> None:
+        here = local.here
         while self._hand_on():
-            pass
+            if may_do_later(here):  # a handler has published to a bus without workers
+                break
         with buffers:
             self._submitted = False
             more = bool(self._items) and not self._handing  # it came just now
         if more:
-            self._begin(local.here)
+            self._begin(here)
+        run_later(here)  # now that others can hand on: what is done here may wait for just that
 
     def _hand_on(self) -> bool:
         """Hands the first item to what follows; False where there is none, or somebody else is at it."""
@@ -304,7 +307,7 @@ class Buffer:
         except BaseException as error:
             topic = "" if item.origin is None else f", on topic {item.origin.log.name!r}"
             logger.exception("what follows a buffer failed: in %s%s", self.name, topic)
-            if isinstance(error, KeyboardInterrupt):
+            if is_ctrl_c(error):
                 raise
 
 

@@ -130,7 +130,10 @@ def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw:
         return _publish_to_all(log, here, payload, timeout, raw)
 
     if here.feed is None and coroutine_place.get() is not None:
-        return work_for_coroutine(go_on)
+        try:
+            return work_for_coroutine(go_on)
+        finally:
+            run_later(here)  # what the publish could not do in the coroutine's place
     if not here.trampoline._idle:
         return _on_own_trampoline(here, go_on)
     return go_on()

@@ -272,9 +272,14 @@ def _do_later(here: Here) -> None:
             here.later.remove(put_off)
 
 
+def may_do_later(here: Here) -> bool:
+    """Whether there is something put off, and the thread in the midst of no handler, round, or item of a buffer."""
+    return bool(here.later) and here.feed is here.fan is here.origin is None and here.depth <= 0
+
+
 def run_later(here: Here) -> None:
-    """Does what was put off, unless the thread is in the midst of a handler, a round, or an item of a buffer still."""
-    if here.feed is not None or here.fan is not None or here.origin is not None or here.depth > 0:
+    """Does what was put off, unless the thread is in the midst of something still."""
+    if not may_do_later(here):
         return
     here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
     try:

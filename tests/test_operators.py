@@ -921,7 +921,7 @@ def test_the_end_comes_after_what_is_held(bus: EventBus, end: str) -> None:
     assert gate == [0, 1, 2, 3, error if end == "error" else "completed"]
 
 
-@pytest.mark.parametrize("error", [ValueError("behind"), SystemExit("behind")], ids=repr)
+@pytest.mark.parametrize("error", [ValueError("behind"), SystemExit("behind"), KeyboardInterrupt("behind")], ids=repr)
 @pytest.mark.rxbus_allow("failures")
 def test_what_fails_behind_a_buffer_is_logged_and_does_not_end_it(
     bus: EventBus, error: BaseException, caplog: pytest.LogCaptureFixture
@@ -1288,6 +1288,47 @@ def test_two_full_buffers_in_a_ring_do_not_wait_for_each_other(
         spawn(bus.close).result(PATIENCE / 2)
     assert len(outcomes) == 2
     assert waiting or "BufferOverflow" in outcomes
+
+
+def test_items_come_through_to_a_bus_without_workers(bus: EventBus) -> None:
+    arrived: SimpleQueue[Event[Any]] = SimpleQueue()
+    with EventBus(BlockingScheduler(0)) as other:
+        other.subscribe("b").pipe(buffered(1)).subscribe(arrived.put)
+        bus.subscribe("a").pipe(buffered(1)).subscribe(lambda event: other.publish("b", event.payload))
+        bus.publish("a", "item")
+        assert arrived.get(timeout=PATIENCE).payload == "item"
+
+
+def test_a_buffer_does_not_wait_for_what_its_handler_has_published_to_a_bus_without_workers(bus: EventBus) -> None:
+    second = threading.Event()
+    seen: list[bool] = []
+
+    def pass_on(event: Event[int]) -> None:
+        if event.payload == 2:
+            second.set()
+        else:
+            other.publish("b")
+
+    with EventBus(BlockingScheduler(0)) as other:
+        other.subscribe("b").pipe(buffered(1)).subscribe(lambda _: seen.append(second.wait(PATIENCE)))
+        bus.subscribe("a").pipe(buffered(1)).subscribe(pass_on)
+        for number in (1, 2):
+            bus.publish("a", number)
+        bus.close()
+    assert seen == [True]
+
+
+async def test_items_of_coroutines_come_through_to_a_bus_without_workers(bus: EventBus) -> None:
+    seen: list[str] = []
+    with EventBus(BlockingScheduler(0)) as other:
+        other.subscribe("b").pipe(only_payload, buffered(1)).subscribe(seen.append)
+
+        @bus.on("a")
+        async def pass_on(event: Event[str]) -> None:
+            other.publish("b", event.payload)
+            assert seen == ["item"]
+
+        await bus.publish_async("a", "item")
 
 
 # -- buffered: few workers
