@@ -313,17 +313,22 @@ class Wait:
                 logger.error("a handler failed, and its publisher was interrupted", exc_info=error)
 
     def pass_on(self, submit: Callable[[Job], object]) -> int:
-        """Passes on what was offered; says how much. The monitor may do so too: no job minds being run twice."""
+        """Passes on what it has been offered; says how much. The monitor may do so too: no job minds being run twice.
+
+        Not what it is offered meanwhile: a lane whose mail is for another thread may come back again and again, and
+        its publisher would not see that it need not wait any more.
+        """
         passed = 0
-        while True:
+        for _ in range(len(self.jobs)):
             try:
                 job = self.jobs[0]
             except IndexError:
-                return passed
+                break
             submit(job)
             passed += 1
             with suppress(ValueError):
                 self.jobs.remove(job)
+        return passed
 
 
 def serve_owed(here: Here) -> None:

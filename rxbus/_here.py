@@ -274,7 +274,8 @@ def _do_later(here: Here) -> None:
 
 def may_do_later(here: Here) -> bool:
     """Whether there is something put off, and the thread in the midst of no handler, round, or item of a buffer."""
-    return bool(here.later) and here.feed is here.fan is here.origin is None and here.depth <= 0
+    busy = here.feed is not None or here.fan is not None or here.origin is not None or here.depth > 0
+    return bool(here.later) and not busy
 
 
 def run_later(here: Here) -> None:

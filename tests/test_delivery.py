@@ -849,6 +849,22 @@ def test_cold_sources_do_not_put_off_what_handlers_subscribe_to(bus: EventBus) -
 # -- jobs that two threads take off
 
 
+def test_a_publisher_that_is_offered_the_same_again_and_again_sees_that_it_need_not_wait() -> None:
+    wait = Wait()
+    looked: list[int] = []
+
+    def come_back() -> None:  # as a lane does whose first mail is for another thread
+        looked.append(wait.count)
+        assert len(looked) < 10
+        wait.count = 0
+        wait.offer(come_back)
+
+    wait.count = 1
+    wait.offer(come_back)
+    assert wait.sleep(None, EventBus().scheduler.time)
+    assert looked == [1]
+
+
 def test_a_job_that_two_have_done_takes_none_off_that_was_offered_anew() -> None:
     """The monitor passes on what a publisher does at the same time; equal jobs are not the same."""
     wait, lane = Wait(), Lane(EventBus().scheduler)
@@ -862,6 +878,8 @@ def test_a_job_that_two_have_done_takes_none_off_that_was_offered_anew() -> None
 
     wait.offer(lane.visit)
     wait.pass_on(also_done_by_the_publisher)
+    assert len(done) == 2
+    wait.pass_on(done.append)
     assert len(done) == 3
 
 
