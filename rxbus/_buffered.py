@@ -299,6 +299,8 @@ class Buffer:
         finally:
             if item is not None:
                 self._handing, self._in_hand = False, None
+                if self._limit is not None:
+                    ring_all(self._at_the_door)  # who waits there may have to go on, as all workers may be waiting
         return True
 
     def _call(self, item: _Item) -> None:
