@@ -23,7 +23,8 @@ def diagram(timeline: Timeline, title: str, width: int) -> str:
         lines.append(f"{fitted}{' ' * (left - columns(fitted))} {_line(timeline, lane, room, short)}")
     if timeline.end > timeline.start:
         lines.append(f"{' ' * left} {_axis(timeline, room)}".rstrip())
-    return "\n".join([*lines, fit_columns(title, width)])
+    zero = f"; 0 is {timeline.zero}" if timeline.zero else ""
+    return "\n".join([*lines, fit_columns(title + zero, width)])
 
 
 def _line(timeline: Timeline, lane: Lane, room: int, short: Shortener) -> str:

@@ -87,6 +87,7 @@ class Picture:
         # Labels have halos, which may hide a line's middle, but not where it leads to.
         body = "".join([*self._lines, *links, *self._marks, *heads, *key])
         since = f"0 is at {_clock(self._timeline.start)}" if self._timeline.end > self._timeline.start else ""
+        since += f", {self._timeline.zero}" if self._timeline.zero else ""
         room = self._width - 3 * MARGIN - pixels(since, svg.SMALL)
         shown = svg.text(MARGIN, 23, fit_pixels(title, room / BOLD, svg.FONT), "ink b")
         shown += svg.text(self._right, 23, since, "dim e", svg.SMALL)

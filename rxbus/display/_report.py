@@ -14,10 +14,11 @@ from html import escape
 from importlib.resources import files
 from statistics import median
 
-from rxbus._short import clip, plain, short
+from rxbus._short import Shortener, clip, plain
 from rxbus.display._analysis import Analysis, Latency, Lineage, TopicFigures, analyse, between
 from rxbus.display._axis import duration
 from rxbus.display._marbles import Marbles, marbles
+from rxbus.display._timeline import label
 from rxbus.recording import Cause, Recording
 
 # So many are shown of each; the page says how many more there are.
@@ -223,7 +224,7 @@ def _failures(found: Analysis) -> str:
             code(one.observer),
             code(one.topic),
             f'<span class="bad">{one.count:,}</span>',
-            f"#{one.first.id} {code(short(one.first.payload, 60), 60)}",
+            f"#{one.first.id} {code(label(one.first.payload, Shortener(), 60), 60)}",
         )
         for one in found.failures[:FAILURES]
     )
@@ -366,4 +367,4 @@ def _line(depth: int, cause: Cause, before: Cause | None) -> str:
     if before is not None and before.event is not None:
         since = f" +{duration(between(before.event.time, event.time))}"
     topic = f"<b>{escape(shown(event.topic))}</b>"
-    return f"{indent}{topic}{since} {escape(short(event.payload, LONGEST))} <i>#{event.id}</i>"
+    return f"{indent}{topic}{since} {escape(label(event.payload, Shortener(), LONGEST))} <i>#{event.id}</i>"

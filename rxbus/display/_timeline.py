@@ -123,6 +123,12 @@ class Timeline:
             self.start = recording.began + start
         if end is not None:
             self.end = max(recording.began + end, self.start)
+        self._offset = self.start - recording.began
+
+    @property
+    def zero(self) -> str:
+        """What `start` the 0 of the axis is, where that differs: who looks closer has to add it."""
+        return f"start={self._offset:.3f}" if self.end > self.start and self._offset >= 0.0005 else ""
 
     @property
     def span(self) -> float:

@@ -28,6 +28,8 @@ NAMES = (0, 7)  # the columns of names; all others are numbers
 GAP = "  "  # between columns
 WIDEST, NARROWEST = 60, 12  # characters of a name
 IN_A_NOTEBOOK = 30  # rows
+NAME_STYLE = "text-align:left;overflow-wrap:anywhere;min-width:8em"  # a long one makes no table wider than its cell
+NUMBER_STYLE = "text-align:right;white-space:nowrap"
 ABOUT = "p50, p99: until all observers have acknowledged, lately; sampled, if it is busy"  # fits into 80 columns
 
 
@@ -303,9 +305,9 @@ def as_html(frame: Frame) -> str:
     """Draws a frame for notebooks. All text is escaped."""
 
     def drawn(kind: str, texts: tuple[str, ...]) -> str:
-        sides = ("left" if column in NAMES else "right" for column in range(len(texts)))
-        parts = zip(texts, sides, strict=True)
-        return "".join(f'<{kind} style="text-align:{side}">{escape(shorten(text))}</{kind}>' for text, side in parts)
+        styles = (NAME_STYLE if column in NAMES else NUMBER_STYLE for column in range(len(texts)))
+        parts = zip(texts, styles, strict=True)
+        return "".join(f'<{kind} style="{style}">{escape(shorten(text))}</{kind}>' for text, style in parts)
 
     rows = (f'<tr data-topic="{escape(row.topic)}">{drawn("td", cells(row))}</tr>' for row in frame.rows)
     return (

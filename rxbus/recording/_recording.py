@@ -152,6 +152,8 @@ class Recording(Ring, _wings.Shown):
         Raises:
             InvalidArgument: `speed` is no number above zero, or `causes` none of the two.
             BusClosed: The bus has been closed, or is closed meanwhile.
+            EventLoopBlocked: It runs on the very event loop that has to run a handler, as in a notebook's cell:
+                `await asyncio.to_thread(recording.replay, bus)` waits for async handlers, too.
         """
         return play(self.tape().events, bus, speed, scheduler, causes)
 

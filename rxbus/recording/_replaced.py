@@ -32,7 +32,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     path = path.resolve()  # what a link points to is replaced, not the link
     beside, lock = _beside(path)
     try:
-        with beside.open("wb") as file:
+        with _opened(beside, path) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a crash may leave the new name with nothing in it
@@ -45,6 +45,14 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _opened(beside: Path, path: Path) -> IO[bytes]:
+    try:
+        return beside.open("wb")
+    except OSError as error:
+        error.filename = str(path)  # which was asked for: nobody knows of the other one
+        raise
 
 
 def _beside(path: Path) -> tuple[Path, int | None]:

@@ -270,6 +270,17 @@ def test_moments_of_no_clock_are_left_out_or_told_as_numbers() -> None:
     assert any(text.startswith("0 is at 9.0") for text in texts(far))
 
 
+def test_it_tells_where_to_look_closer() -> None:
+    """The axis begins with the first event, `start` counts from the recording's beginning."""
+    late = made_up([event(1, "a", 1, 0.5), event(2, "a", 2, 0.75), event(3, "a", 3, 1.0)])
+    shown = marbles(late)
+    assert any(text.endswith(", start=0.500") for text in texts(shown))
+    assert shown.text(80).endswith("3 events on 1 topic, in 500 ms; 0 is start=0.500")
+    assert marbles(late, start=0.75).text(80).endswith("2 events on 1 topic, in 250 ms; 0 is start=0.750")
+    at_once = marbles(made_up([event(1, "a", 1), event(2, "a", 2, 1.0)]))
+    assert not any("start=" in text for text in [*texts(at_once), at_once.text(80)])
+
+
 def test_a_picture_stays_as_it_was_made() -> None:
     recording = made_up([event(1, "a", 1)])
     shown = marbles(recording)

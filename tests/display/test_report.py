@@ -113,6 +113,13 @@ class TestPage:
         assert all(one.isprintable() or one == "\n" for one in text)
         text.encode()
 
+    def test_payloads_that_no_file_could_hold_show_as_they_were(self, tmp_path: Path) -> None:
+        lines = [{**event(1), "repr": "<socket 3>"}, {**event(2, cause=1), "repr": "<socket 4>"}]
+        page = Page(report(made(tmp_path, [*lines, delivery(1, error="it is closed")])))
+        assert "#1 <socket 3>" in page.text
+        assert "<socket 4>" in page.text
+        assert "Unencodable" not in page.text
+
     def test_it_is_whole(self, tmp_path: Path) -> None:
         page = Page(report(made(tmp_path, [event(1)], pattern="a.*")))
         assert page.of("title") == ["Recording of a.*"]

@@ -375,7 +375,7 @@ def test_a_full_disk_leaves_the_old_file(chain: Recording, tmp_path: Path) -> No
 
 
 def test_no_place_to_write(chain: Recording, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"missing/file'$"):
         chain.save(tmp_path / "missing" / "file")
     with pytest.raises(IsADirectoryError):
         chain.save(tmp_path)
