@@ -127,7 +127,7 @@ class Timeline:
 
     @property
     def zero(self) -> str:
-        """What `start` the 0 of the axis is, where that differs: who looks closer has to add it."""
+        """Which `start` the 0 of the axis is, where it is another one; who looks closer has to add it."""
         return f"start={self._offset:.3f}" if self.end > self.start and self._offset >= 0.0005 else ""
 
     @property
