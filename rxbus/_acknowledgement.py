@@ -9,7 +9,7 @@ the Wait of a nested publisher for what that one started itself.
 
 from __future__ import annotations
 
-from asyncio import _get_running_loop
+from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
@@ -19,7 +19,7 @@ import msgspec
 
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger, logger
-from rxbus._here import Frame, Here, Origin, Reentered, local
+from rxbus._here import Engine, Frame, Here, Origin, Reentered, local
 from rxbus._wings import Shown
 from rxbus.errors import InvalidArgument, RxBusError
 
@@ -92,6 +92,11 @@ class Delivery:
         self.void = False  # the handler has raised: what it deferred does not matter any more
         self.ended = False
         self.span: Span | None = None  # where it is traced
+
+    @property
+    def engine(self) -> Engine:
+        """What makes it."""
+        return self.feed.lane.engine
 
     def enter(self, claim: Claim | None = None) -> bool:
         """Puts it on its lane's list; who has claimed it waits for it, unless the lane is busy with earlier ones.
@@ -334,14 +339,14 @@ class Acknowledgement:
     It is a context manager too: leaving the block acknowledges, an exception in it is a `nack` and goes on.
     """
 
-    __slots__ = ("_delivery", "_owed", "_turn")
+    __slots__ = ("_owed", "_place", "_turn")
 
-    def __init__(self, delivery: Delivery, turn: bool = False) -> None:
-        self._delivery = delivery
+    def __init__(self, place: Delivery | Origin, turn: bool = False) -> None:
+        self._place = place
         self._turn = turn  # the lane's turn is kept, too, until it is given
         self._owed = False  # the delivery waits for it; under the ledger
         try:
-            delivery.keep_open(self)
+            place.keep_open(self)
         except BaseException:  # interrupted: nobody is going to have it
             self._give()
             raise
@@ -363,18 +368,18 @@ class Acknowledgement:
     def _give(self, error: BaseException | None = None) -> None:
         """Gives it, with what has failed if anything has."""
         try:
-            self._delivery.settle(self, error)
+            self._place.settle(self, error)
         except BaseException:  # interrupted: what was not done yet is done now
-            self._delivery.settle(self, error)
+            self._place.settle(self, error)
             raise
+
+    def _is_told(self) -> bool:
+        """Whether there is a publisher to be told of failures."""
+        return isinstance(self._place, Delivery)
 
     def _is_void(self) -> bool:
         """Whether nobody waits for it any more: the handler has failed."""
-        return self._delivery.void
-
-    def _publisher(self) -> Wait:
-        """What the outermost publisher waits for."""
-        return self._delivery.fan.top.waiting()
+        return isinstance(self._place, Delivery) and self._place.void
 
     def __enter__(self) -> Acknowledgement:
         return self
@@ -383,6 +388,34 @@ class Acknowledgement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._give(error)
+
+
+class Outside(Acknowledgement):
+    """One that is owed by no lane's turn: closing the bus waits for it, behind a buffer too.
+
+    Where an event loop owes it, the monitor gives it, should the loop be closed before it can.
+    """
+
+    __slots__ = ("_outside",)
+
+    def __init__(self, place: Delivery | Origin, loop: AbstractEventLoop | None = None, turn: bool = False) -> None:
+        self._outside = place.engine.outside
+        super().__init__(place, turn)
+        try:
+            self._outside[self] = loop
+            if loop is not None:
+                place.engine.monitor.wake()
+        except BaseException:  # interrupted: nobody is going to have it
+            self._give()
+            raise
+
+    def _give(self, error: BaseException | None = None) -> None:
+        self._outside.pop(self, None)
+        super()._give(error)
+
+    def _offer(self, call: Callable[[], object]) -> bool:
+        """Gives the outermost publisher something to do; False where none waits."""
+        return isinstance(self._place, Delivery) and self._place.fan.top.waiting().offer(call)
 
 
 def defer() -> Acknowledgement:

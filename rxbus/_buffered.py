@@ -35,7 +35,8 @@ def buffered(capacity: int, overflow: Overflow = "block") -> Callable[[Observabl
 
     What follows is called on a worker, one item after another, in order. The item in its hand is not counted. What a
     handler there publishes is an outermost publish, whose cause and chain are kept; what fails there has no publisher
-    to go to and is logged. Completion, and closing the bus, hand on what is held before they end the stream.
+    to go to and is logged. Completion, and closing the bus, hand on what is held before they end the stream. Closing
+    waits for what is scheduled there on the bus's scheduler, too, and for `map_async`; what is timed is given up.
 
     Args:
         capacity: How many items are held, at least 1.

@@ -310,7 +310,8 @@ class EventBus(Tapped):
         """Waits for running deliveries, completes all observers, ends all threads.
 
         Publishes made inside handlers still work meanwhile, all others raise `BusClosed`; what `buffered` holds is
-        handed on; what is deferred counts as given. A second call does nothing. An interrupted call can be repeated.
+        handed on; coroutines are waited for, unless this thread runs their loop, or nobody does: then they have failed;
+        what is deferred counts as given. A second call does nothing. An interrupted call can be repeated.
 
         Raises:
             RxBusError: Called inside a handler or a scheduled action that it would wait for, or by a destructor or

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from asyncio import _get_running_loop
+from asyncio import AbstractEventLoop, _get_running_loop
 from functools import partial
 from time import sleep
 
+from rxbus._acknowledgement import Delivery
 from rxbus._bell import Bell
 from rxbus._fan_out import serve_owed
-from rxbus._here import Here, local, places
+from rxbus._here import Here, Origin, local, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
 from rxbus._registry import Registry
@@ -33,8 +34,7 @@ def complete_all(registry: Registry, hub: Hub, crew: Crew) -> None:
         attachments = list(registry.attachments)
     for attachment in reversed(attachments):  # what flushes on completion may publish to those attached before
         attachment.finish()
-    # Coroutines of the loop that this very thread blocks are not waited for: they cannot go on.
-    closing.wait_until_quiet({one.lane for one in attachments if one.loop is None or one.loop is not closing.loop})
+    closing.wait_until_quiet({one.lane for one in attachments if closing.goes_on(one.loop)})
 
 
 def is_inside(here: Here, hub: Hub) -> bool:
@@ -48,14 +48,14 @@ class _Closing:
         self._registry = registry
         self._hub = hub
         self._crew = crew
-        self.loop = _get_running_loop()
+        self._loop = _get_running_loop()
         self._here = local.here
 
     def wait_until_quiet(self, leaving: set[Lane]) -> None:
         """Waits until a whole round over the lanes, and those that are leaving, finds nothing that came since it began.
 
-        What is deferred counts as given, whenever it turns up. Coroutines of an event loop that runs on this very
-        thread cannot go on before it does: they have failed, and their observers leave.
+        What is deferred counts as given, whenever it turns up. Coroutines of an event loop that this very thread
+        blocks, or that nobody runs, cannot go on: they have failed, and their observers leave.
         """
         while True:
             lanes, before = leaving | self._lanes(), self._published()
@@ -63,13 +63,13 @@ class _Closing:
             while flush.left:
                 flush.left -= self._let_go()
                 if not self._crew.time.skip():
-                    flush.wait(None if self.loop is None and not self._here.owed else LOOK)
-            _give_what_is_deferred(lanes)
-            while not self._crew.join(LOOK) or self._is_anybody_inside():
-                self._let_go()
-                _give_what_is_deferred(lanes)
-                sleep(LOOK / 10)
+                    flush.wait(LOOK)
             lanes -= self._let_go()
+            self._give_what_is_deferred(lanes)
+            while not self._crew.join(LOOK) or self._is_anybody_inside() or self._outside():
+                lanes -= self._let_go()
+                self._give_what_is_deferred(lanes)
+                sleep(LOOK / 10)
             lanes &= leaving | self._lanes()
             if before == self._published() and not any(lane.inbox for lane in lanes):
                 return
@@ -85,17 +85,13 @@ class _Closing:
         return sum(log.published for log in logs)
 
     def _let_go(self) -> set[Lane]:
-        """Completes the observers that coroutines of the loop keep busy, whose deliveries fail; gives their lanes.
+        """Completes the observers that coroutines keep busy which cannot go on; gives their lanes.
 
         What publishes of this very thread have to do is done, which a signal handler or the loop keeps from doing it.
         """
         serve_owed(self._here)
-        if self.loop is None:
-            return set()
-        with self._registry.lock:
-            attached = list(self._registry.attachments)
-        lanes = {attachment.lane for attachment in attached if attachment.loop is self.loop}
-        cut_off = [d for lane in lanes for d in lane.all_deliveries() if d.holds and d.feed.loop is self.loop]
+        stuck = [place for place in self._outside(going_on=False) if isinstance(place, Delivery)]
+        cut_off = [delivery for delivery in stuck if delivery.fan.id]  # without one, it is the end of a stream
         error = BusClosed("the bus was closed before the handler's coroutine was done: `async with` would have waited")
         for delivery in cut_off:
             delivery.leave(error)
@@ -104,10 +100,32 @@ class _Closing:
             attachment.finish()
         return {attachment.lane for attachment in busy}
 
+    def _give_what_is_deferred(self, lanes: set[Lane]) -> None:
+        """Counts open deferrals as given, but for those of coroutines that go on."""
+        going_on = self._outside()
+        for delivery in [delivery for lane in lanes for delivery in lane.all_deliveries()]:
+            if not delivery.holds and not delivery.inside and delivery not in going_on:
+                delivery.leave()
+
+    def _outside(self, going_on: bool = True) -> set[Delivery | Origin]:
+        """What coroutines work for, and scheduled actions behind buffers; or coroutines that cannot go on."""
+        outside = [(owed._place, loop) for owed, loop in list(self._crew.outside.items())]
+        own = [(place, loop) for place, loop in outside if place.engine is self._crew and not place.ended]
+        return {place for place, loop in own if self.goes_on(loop) is going_on}
+
+    def goes_on(self, loop: AbstractEventLoop | None) -> bool:
+        """Whether what is owed by an event loop, or by none, will come."""
+        return loop is None or (loop is not self._loop and loop.is_running())
+
     def _is_anybody_inside(self) -> bool:
-        """Whether a handler is running still, though its observer has left."""
+        """Whether a handler is running still, though its observer has left, or another thread has put something off.
+
+        What has been put off stays in its list until it is done: where there are no workers, a buffer's handing on.
+        """
         threads = [(here, here.delivery) for here in list(places.values())]
-        return any(is_inside(here, self._hub) and (one is None or one.inside) for here, one in threads)
+        busy = any(is_inside(here, self._hub) and (one is None or one.inside) for here, one in threads)
+        others = [here for here, _ in threads if here is not self._here]
+        return busy or any(one.submit == self._crew.submit for here in others for one in list(here.later))
 
 
 class _Flush:
@@ -127,10 +145,3 @@ class _Flush:
         """Waits for the next to say so, or for so many seconds; not at all where all have."""
         if self.left:
             self._said.wait(timeout)
-
-
-def _give_what_is_deferred(lanes: set[Lane]) -> None:
-    """Counts open deferrals as given."""
-    for delivery in [delivery for lane in lanes for delivery in lane.all_deliveries()]:
-        if not delivery.holds and not delivery.inside:
-            delivery.leave()

@@ -15,8 +15,8 @@ from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
 from rxbus._acknowledgement import (
-    Acknowledgement,
     Delivery,
+    Outside,
     copy_context_for,
     current_delivery,
     current_place,
@@ -55,23 +55,6 @@ def check_handler(function: object) -> None:
         raise InvalidArgument(f"{plain!r} is a generator: a call of it runs nothing")
 
 
-class _OnLoop(Acknowledgement):
-    """An acknowledgement that an event loop owes: the monitor gives it, should the loop be closed before it can."""
-
-    __slots__ = ("_loops",)
-
-    def __init__(self, delivery: Delivery, loop: asyncio.AbstractEventLoop, turn: bool = False) -> None:
-        engine = delivery.feed.lane.engine
-        self._loops = engine.loops
-        super().__init__(delivery, turn)
-        self._loops[self] = loop
-        engine.monitor.wake()
-
-    def _give(self, error: BaseException | None = None) -> None:
-        self._loops.pop(self, None)
-        super()._give(error)
-
-
 def on_loop(
     loop: asyncio.AbstractEventLoop, function: Callable[[Any], Coroutine[Any, Any, object]]
 ) -> Callable[[Any], None]:
@@ -81,7 +64,7 @@ def on_loop(
         delivery = current_delivery()
         assert delivery is not None
         context = copy_context_for(delivery)
-        held = _OnLoop(delivery, loop, turn=True)
+        held = Outside(delivery, loop, turn=True)
 
         def done(task: asyncio.Task[object]) -> None:
             held._give(RxBusError("the handler's coroutine was cancelled") if task.cancelled() else task.exception())
@@ -189,51 +172,56 @@ class Mapping:
         self._function = function
         self._limit = limit
         self.observer = observer
-        self._items: deque[tuple[Any, Place, _OnLoop | None, Context]] = deque()  # not begun
-        self._tasks: deque[tuple[asyncio.Task[Any], Place, _OnLoop | None]] = deque()  # begun, in order
-        self._end: Callable[[], None] | None = None
+        self._items: deque[tuple[Any, Place, Outside | None, Context]] = deque()  # not begun
+        self._tasks: deque[tuple[asyncio.Task[Any], Place, Outside | None]] = deque()  # begun, in order
+        self._end: tuple[Callable[[], None], Place, Outside | None] | None = None  # when all are done
         self._stopped = False
 
     def on_next(self, value: Any) -> None:
         place = current_place()
         context = copy_context_for(place)
         _check_running(self.loop)
-        owed = _OnLoop(place, self.loop) if isinstance(place, Delivery) else None
-        try:
-            self.loop.call_soon_threadsafe(self._take, value, place, owed, context)
-        except RuntimeError as error:
-            _give(owed)
-            raise RxBusError(_NOT_RUNNING) from error
+        if not self._later(self._take, value, place, context):
+            raise RxBusError(_NOT_RUNNING)
 
     def on_error(self, error: Exception) -> None:
-        self._later(lambda: self._finish(lambda: self.observer.on_error(error)))
+        self._later(self._finish, lambda: self.observer.on_error(error), current_place())
 
     def on_completed(self) -> None:
-        def end() -> None:
-            self._end = self.observer.on_completed
-            self._go_on()
-
-        self._later(end)
+        self._later(self._end_then, self.observer.on_completed, current_place())
 
     def stop(self) -> None:
-        self._later(lambda: self._finish(lambda: None))
+        self._later(self._finish, None, None)
 
-    def _later(self, call: Callable[[], None]) -> None:
+    def _later(self, call: Callable[..., None], what: Any, place: Place, *args: Any) -> bool:
+        """Has the loop call it; False where it has been closed: nothing runs there any more."""
+        owed = None if place is None else Outside(place, self.loop)
         try:
-            self.loop.call_soon_threadsafe(call)
-        except RuntimeError:  # the loop has been closed: nothing runs there any more
+            self.loop.call_soon_threadsafe(call, what, place, owed, *args)
+        except RuntimeError:
             self._stopped = True
+            _give(owed)
+            return False
+        except BaseException:  # interrupted
+            _give(owed)
+            raise
+        return True
 
-    def _take(self, value: Any, place: Place, owed: _OnLoop | None, context: Context) -> None:
+    def _take(self, value: Any, place: Place, owed: Outside | None, context: Context) -> None:
         self._items.append((value, place, owed, context))
+        self._go_on()
+
+    def _end_then(self, tell: Callable[[], None], place: Place, owed: Outside | None) -> None:
+        self._end = tell, place, owed
         self._go_on()
 
     def _go_on(self) -> None:
         """Hands on the results whose turn it is, and begins what there is room for."""
         while self._tasks and self._tasks[0][0].done() and not self._stopped:
-            self._hand_on(*self._tasks.popleft())
+            task, place, owed = self._tasks.popleft()
+            _tell(partial(self._emit, task), place, owed)
         if self._stopped:
-            self._finish(lambda: None)
+            self._finish()
             return
         while self._items and len(self._tasks) < self._limit:
             value, place, owed, context = self._items.popleft()
@@ -247,19 +235,10 @@ class Mapping:
             self._tasks.append((task, place, owed))
             task.add_done_callback(lambda _: self._go_on())
         if self._end is not None and not self._tasks and not self._items:
-            self._finish(self._end)
+            self._finish(*self._end)
 
     async def _call(self, value: Any) -> Any:
         return await self._function(value)
-
-    def _hand_on(self, task: asyncio.Task[Any], place: Place, owed: _OnLoop | None) -> None:
-        error: BaseException | None = None
-        try:
-            work_for(place, lambda: self._emit(task))
-        except BaseException as raised:
-            error = raised
-        _give(owed, error)
-        run_later(local.here)
 
     def _emit(self, task: asyncio.Task[Any]) -> None:
         failure = RxBusError("the coroutine was cancelled") if task.cancelled() else task.exception()
@@ -271,22 +250,37 @@ class Mapping:
         else:
             raise failure
 
-    def _finish(self, tell: Callable[[], None]) -> None:
+    def _finish(self, tell: Callable[[], None] | None = None, place: Place = None, owed: Outside | None = None) -> None:
+        """Ends it, and tells what follows, if it is to be told."""
         self._stopped = True
+        if self._end is not None and owed is not self._end[2]:
+            _give(self._end[2])
         self._end = None
-        for task, _, owed in self._tasks:
+        for task, _, one in self._tasks:
             task.cancel()
-            _give(owed)
-        for _, _, owed, _ in self._items:
-            _give(owed)
+            _give(one)
+        for _, _, one, _ in self._items:
+            _give(one)
         self._tasks.clear()
         self._items.clear()
-        tell()
+        if tell is not None:
+            _tell(tell, place, owed)
 
 
-def _give(owed: _OnLoop | None, error: BaseException | None = None) -> None:
-    """Gives an acknowledgement, where somebody waits for it; a failure that nobody waits for is logged."""
+def _tell(call: Callable[[], None], place: Place, owed: Outside | None) -> None:
+    """Tells what follows `map_async`, in the place that what is told comes from."""
+    error: BaseException | None = None
+    try:
+        work_for(place, call)
+    except BaseException as raised:
+        error = raised
+    _give(owed, error)
+    run_later(local.here)
+
+
+def _give(owed: Outside | None, error: BaseException | None = None) -> None:
+    """Gives an acknowledgement; a failure that nobody waits for is logged."""
     if owed is not None:
         owed._give(error)
-    elif error is not None:
+    if error is not None and (owed is None or not owed._is_told()):
         logger.error("what follows map_async failed", exc_info=error)

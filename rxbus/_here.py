@@ -7,7 +7,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import msgspec
 from reactivex.scheduler import CurrentThreadScheduler
@@ -16,7 +16,7 @@ from reactivex.scheduler.trampoline import Trampoline
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
-    from rxbus._acknowledgement import Acknowledgement, Delivery
+    from rxbus._acknowledgement import Acknowledgement, Delivery, Outside
     from rxbus._bell import Bell
     from rxbus._cells import Cell
     from rxbus._fan_out import FanOut, Wait
@@ -101,7 +101,7 @@ class Engine(Protocol):
     monitor: Monitor
     time: Time
     waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
-    loops: dict[Acknowledgement, AbstractEventLoop]  # what event loops owe
+    outside: dict[Outside, AbstractEventLoop | None]  # what is owed by no lane's turn, and by which event loop
     guards: list[Any]  # its RLocks, which no thread may hold while it waits
 
     def submit(self, job: Job) -> None:
@@ -220,6 +220,21 @@ class Origin(msgspec.Struct, eq=False):
     chain: int
     holder: Holder
     fan: FanOut | None = None  # what the handler that has it publishes now
+
+    ended: ClassVar[bool] = False
+
+    @property
+    def engine(self) -> Engine:
+        """Whose event it is."""
+        return self.log.hub.engine
+
+    def keep_open(self, by: Acknowledgement) -> None:
+        """Nothing waits for it, but closing for what is `Outside`."""
+        by._owed = True
+
+    def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
+        """What works for it is done. Nobody is told of what has failed."""
+        by._owed = False
 
 
 class _Place:

@@ -16,7 +16,7 @@ from reactivex.disposable import Disposable
 from reactivex.scheduler import CurrentThreadScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
-from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, work_for
+from rxbus._acknowledgement import Acknowledgement, Delivery, Outside, current_place, work_for
 from rxbus._clock import Clock
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
 from rxbus._here import Job, Once, Time, Timed, local, run_later
@@ -37,9 +37,9 @@ class BlockingScheduler(PeriodicScheduler):
     concurrency-managed workqueues.)
 
     It is a reactivex scheduler too. An action scheduled on it during a delivery belongs to that delivery: the publisher
-    waits for it, and the observer's turn lasts until it has ended. What is scheduled outside a delivery simply runs.
-    Since everything scheduled during a delivery counts, guards such as `debounce`, `timeout` and `interval` want a
-    scheduler of their own.
+    waits for it, and the observer's turn lasts until it has ended. What is scheduled outside a delivery simply runs;
+    closing the bus waits for it where it is behind a buffer, and gives up what is timed. Since everything scheduled
+    during a delivery counts, guards such as `debounce`, `timeout` and `interval` want a scheduler of their own.
 
     Args:
         max_workers: The most worker threads at a time. None: as many as observers block at once. 0: none, everything
@@ -78,9 +78,9 @@ class BlockingScheduler(PeriodicScheduler):
 
     def _begin(self) -> None:
         self.waiting: dict[FanOut, None] = {}
-        self.loops: dict[Acknowledgement, AbstractEventLoop] = {}
+        self.outside: dict[Outside, AbstractEventLoop | None] = {}
         self._workers = Workers(self.limit)
-        self.time: Time = Clock() if self._virtual is None else VirtualTime(self._virtual, self.loops)
+        self.time: Time = Clock() if self._virtual is None else VirtualTime(self._virtual, self.outside)
         self.monitor = self.time.watch(self.handoff_after, Watch(self, self.handoff_after, self.stall_after))
         self.guards = [self._workers.lock, self.monitor.lock, self.time.lock]
         self._closing = False  # what is scheduled outside of a delivery is given up
@@ -179,7 +179,7 @@ class BlockingScheduler(PeriodicScheduler):
             raise InvalidArgument("an action is scheduled in so many seconds, not in NaN")
         if seconds <= 0:
             return self.schedule(action, state)
-        scheduled = _Scheduled(self, lambda: self.invoke_action(action, state))
+        scheduled = _Scheduled(self, lambda: self.invoke_action(action, state), timed=True)
         return scheduled.begin(lambda one: one.also(self.time.call_after(seconds, one.ring, one.disposable.dispose)))
 
     def schedule_absolute(
@@ -196,9 +196,12 @@ schedulers: WeakSet[BlockingScheduler] = WeakSet()
 class _Scheduled:
     """An action on its way: it runs once, or is disposed of once; either settles what it holds of its delivery."""
 
-    def __init__(self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase]) -> None:
+    def __init__(
+        self, scheduler: BlockingScheduler, action: Callable[[], abc.DisposableBase], timed: bool = False
+    ) -> None:
         self._scheduler = scheduler
         self._action = action
+        self._timed = timed
         self._place = current_place()
         self._delivery = self._place if isinstance(self._place, Delivery) else None
         self._held: Acknowledgement | None = None
@@ -213,6 +216,8 @@ class _Scheduled:
         try:
             if self._delivery is not None:
                 self._held = Acknowledgement(self._delivery, turn=True)
+            elif self._place is not None and not self._timed and self._scheduler.limit != 0:
+                self._held = Outside(self._place)
             elif self._scheduler._closing:  # what runs periodically would go on and on
                 self.disposable.dispose()
                 return self.disposable
@@ -281,14 +286,16 @@ class _Scheduled:
 
     def _end(self, error: BaseException | None) -> None:
         self._place = self._delivery = None
-        if self._held is not None:
-            self._held._give(error)
-        elif error is not None and is_ctrl_c(error):
-            raise error
-        elif error is not None:
+        held = self._held
+        if held is not None:
+            held._give(error)
+        if error is not None and (held is None or not held._is_told()):
+            if is_ctrl_c(error):
+                raise error
             logger.error("a scheduled action failed", exc_info=error)
         if self._result is not None and self.disposable.is_disposed:
             self._result.dispose()
+        self._held = None  # it may have the event
 
     def _is_due_no_more(self) -> None:
         if self._delivery is not None:

@@ -19,7 +19,7 @@ from reactivex.internal import ArgumentOutOfRangeException
 from reactivex.scheduler import VirtualTimeScheduler
 from reactivex.scheduler.scheduleditem import ScheduledItem
 
-from rxbus._acknowledgement import Acknowledgement, Delivery, coroutine_place, work_for
+from rxbus._acknowledgement import Delivery, Outside, coroutine_place, work_for
 from rxbus._bell import Bell
 from rxbus._here import Job, Timed, local, places
 from rxbus._watch import Watch
@@ -163,12 +163,12 @@ class VirtualTime:
 
     Args:
         clock: The clock.
-        loops: What event loops owe to the scheduler's deliveries.
+        outside: See `Engine`.
     """
 
-    def __init__(self, clock: VirtualClock, loops: dict[Acknowledgement, AbstractEventLoop]) -> None:
+    def __init__(self, clock: VirtualClock, outside: dict[Outside, AbstractEventLoop | None]) -> None:
         self._clock = clock
-        self._loops = loops
+        self._outside = outside
         self.lock = clock._lock
         self._timers: dict[Timed, tuple[float, Job, Job | None]] = {}  # what is to be called when, and what if not
         self._forgotten: dict[Timed, tuple[float, Job, Job | None]] = {}  # calls that will not be made
@@ -237,7 +237,8 @@ class VirtualTime:
     def _is_loop_at_work(self) -> bool:
         """Whether a coroutine waits for something else than a publish: time stands still meanwhile."""
         publishing = {one.place for one in list(self._clock._awaiting.values())}
-        return any(owed._delivery not in publishing for owed in list(self._loops))
+        places = [owed._place for owed in list(self._outside)]
+        return any(isinstance(place, Delivery) and place not in publishing for place in places)
 
     def _may_another_ring(self, own: _Awaiting) -> bool:
         """Whether something other than time may still acknowledge: a task or timer of the loop, or another thread.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rxbus._acknowledgement import Acknowledgement
+from rxbus._acknowledgement import Outside
 from rxbus._fan_out import FanOut, ledger, logger, pending
 from rxbus._handover import hand_over
 from rxbus._here import Engine, Here, pass_on_later, places
@@ -82,10 +82,11 @@ class Watch:
             publishes[id(fan)] = (fan, fan.log.name)
         self._inside = inside
         self._tell(publishes, now)
-        for owed, loop in list(self._engine.loops.items()):
+        on_loops = [(owed, loop) for owed, loop in list(self._engine.outside.items()) if loop is not None]
+        for owed, loop in on_loops:
             if loop.is_closed():
                 self._give_up(owed)
-        return news if publishes or self._engine.loops else None
+        return news if publishes or on_loops else None
 
     def _is_slow(self, here: Here, stand: Stand, now: float) -> bool:
         """Whether a thread is stuck in a handler that has waited, or run, for too long.
@@ -108,11 +109,11 @@ class Watch:
         """When it is to warn next of what it has seen; infinity where there is nothing."""
         return min((due for _, _, due in self._stalled.values()), default=inf)
 
-    def _give_up(self, owed: Acknowledgement) -> None:
+    def _give_up(self, owed: Outside) -> None:
         """An event loop has been closed with a coroutine that was not done, or had not begun: nobody else will tell."""
         error = RxBusError("the event loop was closed before the coroutine was done")
         give = partial(owed._give, error)
-        if self._engine.loops.pop(owed, None) and not owed._publisher().offer(give):
+        if self._engine.outside.pop(owed, None) and not owed._offer(give):
             self._engine.submit(give)
 
     def _hand_off(self, here: Here, fan: FanOut | None) -> bool:

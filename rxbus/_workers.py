@@ -241,7 +241,7 @@ class Crew:
         self.monitor = engine.monitor
         self.time = engine.time
         self.waiting = engine.waiting
-        self.loops = engine.loops
+        self.outside = engine.outside
         self.guards = engine.guards
         self._submit = engine.submit
         self._open: dict[object, None] = {}  # what has been submitted and is not done

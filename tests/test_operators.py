@@ -37,6 +37,7 @@ from rxbus import (
     AcknowledgementTimeout,
     BlockingScheduler,
     BufferOverflow,
+    BusClosed,
     Event,
     EventBus,
     EventLoopBlocked,
@@ -657,7 +658,9 @@ async def test_closing_the_bus_on_the_loop_s_own_thread_does_not_hang(spawn: Spa
         log.listen(payloads(bus).pipe(map_async(work)))
         publisher = spawn(bus.publish, "a", 1)
         await work.next()
-    await asyncio.wait_for(asyncio.wrap_future(publisher), PATIENCE)
+    with pytest.raises(PublishError) as caught:  # what was not done is not acknowledged
+        await asyncio.wait_for(asyncio.wrap_future(publisher), PATIENCE)
+    assert [type(error) for error in caught.value.exceptions] == [BusClosed]
     work.go[1].set()
     assert await asyncio.to_thread(log.ended.wait, PATIENCE)
     assert log == [1, "completed"]

@@ -1,0 +1,208 @@
+"""What closing waits for besides the lanes: what is scheduled behind buffers, and coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import reactivex as rx
+from reactivex import Observable
+from reactivex import operators as ops
+
+from rxbus import BlockingScheduler, BusClosed, EventBus, PublishError, Receipt
+from rxbus.operators import buffered, map_async, observe_on
+from rxbus.testing import expect_failure
+
+PATIENCE = 10.0
+MOMENT = 0.05  # seconds in which something that must not happen is given the chance to
+
+Spawn = Callable[..., Future[Any]]
+Behind = Callable[[EventBus], Callable[[Observable[Any]], Observable[Any]]]
+
+
+def own_observe_on(bus: EventBus) -> Callable[[Observable[Any]], Observable[Any]]:
+    return observe_on(bus.scheduler)
+
+
+def rx_observe_on(bus: EventBus) -> Callable[[Observable[Any]], Observable[Any]]:
+    return ops.observe_on(bus.scheduler)
+
+
+def inner_stream(bus: EventBus) -> Callable[[Observable[Any]], Observable[Any]]:
+    return ops.concat_map(lambda item: rx.of(item).pipe(ops.subscribe_on(bus.scheduler)))
+
+
+def twice(bus: EventBus) -> Callable[[Observable[Any]], Observable[Any]]:
+    return rx.compose(observe_on(bus.scheduler), buffered(1), observe_on(bus.scheduler))
+
+
+@pytest.mark.parametrize("behind", [own_observe_on, rx_observe_on, inner_stream, twice])
+@pytest.mark.parametrize("max_workers", [None, 0, 1, 2])
+def test_what_is_scheduled_behind_a_buffer_is_done(max_workers: int | None, behind: Behind, spawn: Spawn) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    log: list[Any] = []
+    go, inside = threading.Event(), threading.Event()
+
+    def handler(item: int) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+        log.append(item)
+
+    chain = bus.subscribe("a").only_payload().pipe(buffered(6), behind(bus))
+    chain.subscribe(handler, on_completed=lambda: log.append("completed"))
+    if max_workers == 0:
+        go.set()  # the publisher does all itself
+    for n in range(6):
+        bus.publish("a", n)
+    assert inside.wait(PATIENCE)
+    closing = spawn(bus.close)
+    if max_workers != 0:
+        with pytest.raises(TimeoutError):
+            closing.result(MOMENT)
+    go.set()
+    closing.result(PATIENCE)
+    assert log == [0, 1, 2, 3, 4, 5, "completed"]
+
+
+def test_what_fails_there_is_logged_and_closing_ends() -> None:
+    def fail(event: Any) -> None:
+        raise ValueError("behind")
+
+    bus = EventBus()
+    bus.subscribe("a").pipe(buffered(1), observe_on(bus.scheduler)).subscribe(fail)
+    with expect_failure(ValueError):
+        bus.publish("a")
+        bus.close()
+
+
+def test_what_is_timed_there_is_given_up() -> None:
+    """It may be periodic, and closing would never end."""
+    log: list[Any] = []
+    with EventBus() as bus:
+        ticks = rx.interval(3600, bus.scheduler)
+        bus.subscribe("a").pipe(buffered(1), ops.flat_map(lambda _: ticks)).subscribe(log.append)
+        bus.publish("a")
+    assert log == []
+
+
+def test_without_workers_closing_waits_for_the_thread_that_hands_on(spawn: Spawn) -> None:
+    bus = EventBus(BlockingScheduler(0))
+    receipts: list[Receipt] = []
+    go, inside = threading.Event(), threading.Event()
+
+    def handler(item: int) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+        receipts.append(bus.publish("b", item))
+
+    bus.subscribe("a").only_payload().pipe(buffered(1)).subscribe(handler)
+    bus.subscribe("b").subscribe(lambda event: None)
+    publisher = spawn(bus.publish, "a", 1)
+    assert inside.wait(PATIENCE)
+    closing = spawn(bus.close)
+    with pytest.raises(TimeoutError):
+        closing.result(MOMENT)
+    go.set()
+    closing.result(PATIENCE)
+    publisher.result(PATIENCE)
+    assert [receipt.acknowledged for receipt in receipts] == [1]
+
+
+@pytest.mark.parametrize("far", [False, True])
+async def test_coroutines_behind_a_buffer_are_waited_for(far: bool) -> None:
+    log: list[Any] = []
+    go = asyncio.Event()
+
+    async def work(item: int) -> int:
+        await go.wait()
+        return item
+
+    async with EventBus() as bus:
+        chain = bus.subscribe("a").only_payload().pipe(buffered(6), map_async(work))
+        if far:
+            chain = chain.pipe(observe_on(bus.scheduler))
+        chain.subscribe(log.append, on_completed=lambda: log.append("completed"))
+        for n in range(6):
+            await bus.publish_async("a", n)
+        closing = asyncio.create_task(asyncio.to_thread(bus.close))
+        done, _ = await asyncio.wait({closing}, timeout=MOMENT)
+        assert not done
+        go.set()
+        await asyncio.wait_for(closing, PATIENCE)
+        assert log == [0, 1, 2, 3, 4, 5, "completed"]
+
+
+async def test_a_publish_that_waits_for_a_coroutine_is_acknowledged_when_that_is_done() -> None:
+    """It is not a deferral, which would count as given."""
+    log: list[Any] = []
+    go, begun = asyncio.Event(), asyncio.Event()
+
+    async def work(item: int) -> int:
+        begun.set()
+        await go.wait()
+        return item
+
+    bus = EventBus()
+    bus.subscribe("a").only_payload().pipe(map_async(work)).subscribe(log.append)
+    publisher = asyncio.create_task(bus.publish_async("a", 1))
+    await asyncio.wait_for(begun.wait(), PATIENCE)
+    closing = asyncio.create_task(asyncio.to_thread(bus.close))
+    done, _ = await asyncio.wait({closing, publisher}, timeout=MOMENT)
+    assert not done
+    go.set()
+    receipt = await asyncio.wait_for(publisher, PATIENCE)
+    assert (receipt.acknowledged, log) == (1, [1])
+    await asyncio.wait_for(closing, PATIENCE)
+
+
+async def test_a_coroutine_whose_observer_has_left_is_not_waited_for() -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def handler(event: Any) -> None:
+        begun.set()
+        await never.wait()
+
+    async with EventBus() as bus:
+        attached = bus.subscribe("a").subscribe(handler)
+        publisher = asyncio.create_task(bus.publish_async("a"))
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        attached.dispose()
+        await asyncio.wait_for(publisher, PATIENCE)
+        await asyncio.wait_for(asyncio.to_thread(bus.close), PATIENCE)
+    never.set()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_coroutines_of_a_loop_that_nobody_runs_have_failed(plain: bool, spawn: Spawn) -> None:
+    loop = asyncio.new_event_loop()
+    bus = EventBus()
+    go = asyncio.Event()
+
+    async def begin() -> Future[Any]:
+        begun = asyncio.Event()
+
+        async def work(event: Any) -> None:
+            begun.set()
+            await go.wait()
+
+        source = bus.subscribe("a")
+        if plain:
+            source.subscribe(work)
+        else:
+            source.pipe(map_async(work)).subscribe()
+        publisher = spawn(bus.publish, "a")
+        await begun.wait()
+        return publisher
+
+    publisher = loop.run_until_complete(begin())
+    spawn(bus.close).result(PATIENCE)
+    with pytest.raises(PublishError) as caught:
+        publisher.result(PATIENCE)
+    assert [type(error) for error in caught.value.exceptions] == [BusClosed]
+    go.set()
+    loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(loop)))
+    loop.close()
