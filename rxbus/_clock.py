@@ -126,10 +126,10 @@ class Clock:
         """Forgets all calls that there are now, and has the threads end; `finish` does the rest."""
         with self.lock:
             self._ended |= self._lent
-            if self._worker is not None:
-                self._ended[self._worker] = None
-                self._worker.bell.ring()
-            self._worker = None
+            worker, self._worker = self._worker, None  # before it is rung: it may look at once, and not again
+            if worker is not None:
+                self._ended[worker] = None
+                worker.bell.ring()
             self._forgotten |= {timer: None for _, _, timer in self._queue}
             self._queue = []
 

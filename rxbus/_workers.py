@@ -346,10 +346,10 @@ class Monitor:
         """Has its thread end, and any that comes later as soon as there is nothing to see."""
         self._closed = True
         with self.lock:
-            if self._worker is not None:
-                self._ended[self._worker] = None
-                self._worker.bell.ring()
-            self._worker = None
+            worker, self._worker = self._worker, None  # before it is rung: it may look at once, and not again
+            if worker is not None:
+                self._ended[worker] = None
+                worker.bell.ring()
             self.asleep = True
 
     def finish(self) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from rxbus import _workers
+from rxbus._bell import Bell
+from rxbus._clock import Clock
 from rxbus._workers import Monitor, Workers, _Thread
 from tests.stress.strikes import Strike
 
@@ -476,6 +478,28 @@ def test_wakes_from_many_threads_start_one_monitor(spawn: Callable[..., Future[A
     threads = [spawn(wake) for _ in range(8)]
     assert len({thread.result(PATIENCE) for thread in threads}) == 1
     look.monitor.close()
+
+
+@pytest.mark.parametrize("what", [Clock(), Monitor(0.001, lambda: None)])
+def test_what_is_to_end_is_told_so_before_it_is_rung(what: Clock | Monitor) -> None:
+    """Else a thread that looks as soon as it is rung sees no change, and sleeps for ten seconds more."""
+    told: list[bool] = []
+
+    class Told(Bell):
+        def ring(self) -> None:
+            told.append(what._worker is not worker)
+            super().ring()
+
+    if isinstance(what, Clock):
+        what.call_after(3600, lambda: None)
+    else:
+        what.wake()
+    worker = what._worker
+    assert worker is not None
+    bell, worker.bell = worker.bell, Told()
+    bell.ring()
+    what.close()
+    assert told == [True]
 
 
 def test_a_monitor_that_is_woken_after_its_end_does_not_stay() -> None:
