@@ -8,11 +8,11 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from rxbus._acknowledgement import Receipt, work_for_coroutine
+from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, work_for_coroutine
 from rxbus._delivery import give_up, round_lanes
 from rxbus._fan_out import FanOut, Wait, ledger
 from rxbus._handover import hand_over
-from rxbus._here import Time, local, run_later
+from rxbus._here import Engine, Once, Time, local, run_later
 from rxbus._lane import Entry
 from rxbus._log import Log, Retired
 from rxbus._outcome import nobody, outcome
@@ -41,12 +41,12 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         wait.count += 1  # the round itself
         wait.serves = engine.limit == 0
         wait.wake = lambda: _call_soon(loop, settled.set)
+        wait.behind = _who_waits(engine)
     if engine.limit == 0:
         here.owed[fan] = None
     try:
         if timeout is None or engine.limit == 0:
-            context = copy_context()
-            engine.submit(lambda: context.run(_round_async, log, entry, fan))
+            _begin_round(log, entry, fan)
         else:
             hand_over(fan)
             _end_round_async(fan)
@@ -75,9 +75,30 @@ async def _wait(wait: Wait, rung: asyncio.Event, deadline: float | None, clock: 
             return wait.count <= 0
 
 
+def _who_waits(engine: Engine) -> Wait | None:
+    """In a limited pool, all workers may be waiting for this very coroutine: who waits for it, and may do its work."""
+    place = coroutine_place.get()
+    if not engine.limit or not isinstance(place, Delivery):
+        return None
+    return place.wait or place.fan.top.waiting()
+
+
+def _begin_round(log: Log, entry: Entry, fan: FanOut) -> None:
+    context, once = copy_context(), Once()
+
+    def begin() -> None:
+        if once.take():
+            context.run(_round_async, log, entry, fan)
+
+    if log.hub.engine.limit:
+        fan.waiting().offer(begin)
+    log.hub.engine.submit(begin)
+
+
 def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
     here = local.here
-    before = here.feed, here.event, here.fan, here.delivery
+    before = here.feed, here.event, here.fan, here.delivery, here.origin
+    here.origin = None  # it may be a publisher that helps, with a buffer's item in hand
     here.depth += 1
     try:
         round_lanes(log, here, entry, fan)
@@ -85,7 +106,7 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
         give_up(fan, fan.feeds)
         raise
     finally:
-        here.feed, here.event, here.fan, here.delivery = before
+        here.feed, here.event, here.fan, here.delivery, here.origin = before
         here.depth -= 1
         if here.later:
             run_later(here)

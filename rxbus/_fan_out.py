@@ -216,7 +216,7 @@ def _pending(fans: list[FanOut], deferred: bool) -> list[tuple[FanOut, Feed]]:
 class Wait:
     """What one publisher waits for."""
 
-    __slots__ = ("bell", "count", "failures", "fans", "gone", "jobs", "serves", "wake")
+    __slots__ = ("behind", "bell", "count", "failures", "fans", "gone", "jobs", "serves", "wake")
 
     def __init__(self) -> None:
         self.count = 0  # the events of the tree that have not ended, and what a nested publisher has begun itself
@@ -229,6 +229,7 @@ class Wait:
         self.jobs: deque[partial[object]] = deque()
         self.bell: Bell | None = None  # what wakes the publisher
         self.wake: Callable[[], object] | None = None  # instead of the bell, where no thread waits
+        self.behind: Wait | None = None  # in a limited pool, who waits for the coroutine that waits here
 
     def ring(self) -> None:
         """Has the publisher look. Not under the ledger."""
@@ -238,14 +239,14 @@ class Wait:
             self.wake()
 
     def offer(self, job: Job) -> bool:
-        """Gives the publisher something to do; False where it will not come to do it."""
+        """Gives the publisher something to do, or who waits for it; False where none will come to do it."""
         with ledger:
             accepted = self.serves and not self.gone
             if accepted:
                 self.jobs.append(partial(job))
         if accepted:
             self.ring()
-        return accepted
+        return accepted or (self.behind is not None and self.behind.offer(job))
 
     def sleep(self, deadline: float | None, clock: Time) -> bool:
         """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed."""
