@@ -13,7 +13,7 @@ from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -78,7 +78,10 @@ class Delivery:
     when its observer leaves. All fields are under the ledger. Every method can be made again after an interrupt.
     """
 
-    __slots__ = ("ended", "failure", "fan", "feed", "holds", "inside", "keeps", "open", "span", "void", "wait")
+    __slots__ = (
+        *("ended", "failure", "fan", "feed", "holds", "inside"),
+        *("keeps", "line", "open", "refused", "span", "void", "wait"),
+    )
 
     def __init__(self, fan: FanOut, feed: Feed) -> None:
         self.fan = fan
@@ -91,6 +94,8 @@ class Delivery:
         self.failure: BaseException | None = None
         self.void = False  # the handler has raised: what it deferred does not matter any more
         self.ended = False
+        self.refused = False  # it has failed, and what has not begun of it is not to
+        self.line: tuple[object, int] | None = None  # where it stands in line, beyond its lane, and at which place
         self.span: Span | None = None  # where it is traced
 
     @property
@@ -156,6 +161,7 @@ class Delivery:
             del held
         self._close()
         self._ring()
+        self._check()
 
     def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
         """One of those that kept it open is done; the last hold gives the turn back."""
@@ -192,6 +198,32 @@ class Delivery:
         else:
             self.fan.fail(error, self.feed, self.wait, self.failure is None)
         self.failure = error
+
+    def publisher(self) -> Wait:
+        """What the nearest publisher waits for that waits for it."""
+        return self.wait or self.fan.top.waiting()
+
+    def stand(self, line: object, number: int) -> None:
+        """It ends after those before it in a line."""
+        self.line = line, number
+        if not self.inside:
+            self._check()
+
+    def _check(self) -> None:
+        """Those before it in its line may wait for its very publisher, as one that hands on what a buffer has held."""
+        top = self.fan.top
+        if self.line is not None and top.origin is not None:
+            top.origin.holder.check(top)
+
+    def is_behind(self, other: Delivery) -> bool:
+        """Whether both stand in a line, and this one ends after the other."""
+        own, its = self.line, other.line
+        return own is not None and its is not None and own[0] is its[0] and own[1] > its[1]
+
+    def refuse(self, error: Exception) -> None:
+        """Fails it: its handler has returned, and what is open is not to be waited for."""
+        self.refused = True
+        self.leave(error)
 
     def leave(self, error: Exception | None = None) -> None:
         """Its observer has left: nobody waits any more, and what is open counts as given, or has failed."""
@@ -312,25 +344,33 @@ def frames_of(here: Here) -> list[Frame]:
     return [(here.feed, here.fan, here.origin), *here.waits, *((None, fan, None) for fan in here.outer)]
 
 
-def waiting_with(frames: list[Frame]) -> tuple[set[Lane], set[Origin]]:
-    """What waits as long as a thread with these frames does: lanes whose turn goes on, items that buffers have in hand.
+class Standing(NamedTuple):
+    """What waits as long as a thread does."""
 
-    Those of the frames, and of the publishers that wait for what is done there.
-    """
-    lanes: set[Lane] = set()
-    origins: set[Origin] = set()
+    lanes: set[Lane]  # whose turn goes on
+    origins: set[Origin]  # the items that buffers have in hand
+    loops: set[AbstractEventLoop | None]  # that are blocked
+    deliveries: set[Delivery]  # that do not end
+
+
+def waiting_with(frames: list[Frame]) -> Standing:
+    """What waits as long as a thread with these frames does: there, and with the publishers that wait for it."""
+    standing = Standing(set(), set(), set(), set())
     seen: set[FanOut] = set()
     ahead = list(frames)
     while ahead:
         feed, fan, origin = ahead.pop()
         if feed is not None:
-            lanes.add(feed.lane)
+            standing.lanes.add(feed.lane)
+            standing.deliveries.update(one for one in feed.lane.all_deliveries() if (one.fan, one.feed) == (fan, feed))
         if origin is not None:
-            origins.add(origin)
+            standing.origins.add(origin)
         if fan is not None and fan not in seen:
             seen.add(fan)
+            standing.loops.add(fan.loop)
             ahead += [(fan.by, fan.parent, fan.origin), *fan.below, *fan.top.below]
-    return lanes, origins
+    standing.loops.discard(None)
+    return standing
 
 
 class Acknowledgement:

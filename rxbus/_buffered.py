@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+from asyncio import AbstractEventLoop, _get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import current_fan_out, frames_of, waiting_with, work_for
+from rxbus._acknowledgement import Standing, current_fan_out, frames_of, waiting_with, work_for
 from rxbus._bell import Bell, ring_all
-from rxbus._fan_out import FanOut, is_ctrl_c, ledger, logger, pending
+from rxbus._fan_out import FanOut, Pending, is_ctrl_c, ledger, logger, pending
 from rxbus._here import Engine, Frame, Here, Job, Origin, PutOff, Reentered, local, may_do_later, run_later
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
-
-if TYPE_CHECKING:
-    from rxbus._lane import Lane
-    from rxbus._observer import Feed
 
 _T = TypeVar("_T")
 
@@ -85,27 +82,47 @@ if hasattr(os, "register_at_fork"):
 # it would wait for itself. The ledger may be taken under it; nothing is called under it. An RLock, since the garbage
 # collector may run a destructor that publishes.
 buffers = threading.RLock()
-_waiting: dict[Bell, tuple[Buffer, list[Frame]]] = {}  # who waits for room, for room in what, and in which places
+_waiting: dict[Bell, tuple[Buffer, Place]] = {}  # who waits for room, for room in what, and where
+
+
+class Place(NamedTuple):
+    """Where a thread waits for room."""
+
+    frames: list[Frame]
+    loop: AbstractEventLoop | None  # that runs on this thread
 
 
 class _Door(NamedTuple):
-    """Somebody who waits for room."""
-
-    buffer: Buffer
-    lanes: set[Lane]  # whose turn goes on until there is some
-    upstream: list[Buffer]  # whose item in hand waits for it
-
-
-def _doors() -> list[_Door]:
-    """Who waits for room. Under the lock.
+    """Somebody who waits for room, and what waits for that one.
 
     Found anew each time: the handler of a nested publish that is over, since its timeout was, does not wait any more.
     """
-    found = []
-    for buffer, frames in list(_waiting.values()):
-        lanes, origins = waiting_with(frames)
-        found.append(_Door(buffer, lanes, _in_whose_hands(origins)))
-    return found
+
+    buffer: Buffer
+    standing: Standing
+    upstream: list[Buffer]  # whose item in hand waits for it
+
+    def blocks(self, one: Pending) -> bool:
+        """Whether a delivery cannot end before there is room."""
+        feed, delivery = one.feed, one.delivery
+        if feed.loop is not None and feed.loop in self.standing.loops:
+            return True
+        if delivery is None or delivery.inside or delivery.holds:
+            return feed.lane in self.standing.lanes
+        return any(delivery.is_behind(other) for other in self.standing.deliveries)
+
+
+def _door(buffer: Buffer, place: Place) -> _Door:
+    """Under the lock."""
+    standing = waiting_with(place.frames)
+    if place.loop is not None:
+        standing.loops.add(place.loop)
+    return _Door(buffer, standing, _in_whose_hands(standing.origins))
+
+
+def _doors() -> list[_Door]:
+    """Who waits for room. Under the lock."""
+    return [_door(buffer, place) for buffer, place in list(_waiting.values())]
 
 
 class _Item(msgspec.Struct, eq=False):
@@ -159,15 +176,23 @@ class Buffer:
     def check(self, fan: FanOut) -> None:
         """See `Holder`."""
         with buffers:
-            if self._in_hand is fan.origin:
-                self._refuse_in_ring(fan)
+            in_ring = self._in_ring(fan) if self._in_hand is fan.origin else []
+        self._refuse(in_ring)
 
-    def _refuse_in_ring(self, fan: FanOut) -> None:
-        """Under the lock."""
+    def _in_ring(self, fan: FanOut) -> list[Pending]:
+        """What somebody waits for who waits for room in this very buffer, on whatever way. Under the lock."""
         doors = _doors()
-        for one, feed in _pending(fan):
-            if any(feed.lane in door.lanes and self in _reached(door.buffer, doors) for door in doors):
-                one.refuse(feed, BufferOverflow(self._capacity, _RING))
+        ahead = [door for door in doors if self in _reached(door.buffer, doors)]
+        return [one for one in _pending(fan) if any(door.blocks(one) for door in ahead)]
+
+    def _refuse(self, in_ring: list[Pending]) -> None:
+        """Not under the lock: tracers are told."""
+        for one in in_ring:
+            error = BufferOverflow(self._capacity, _RING)
+            if one.delivery is None:
+                one.fan.refuse(one.feed, error)
+            elif not one.delivery.inside:
+                one.delivery.refuse(error)
 
     def _put(self, call: Callable[[], None], counts: bool) -> None:
         here = local.here
@@ -217,14 +242,15 @@ class Buffer:
 
     def _wait_and_enter(self, item: _Item, here: Here) -> bool:
         """Waits for room; False where the buffer has been stopped."""
-        frames, depth = frames_of(here), len(here.waits)
+        place, depth = Place(frames_of(here), _get_running_loop()), len(here.waits)
         bell = Bell()
         try:
-            here.waits.append(frames[0])  # it may help meanwhile, in the midst of its own
+            here.waits.append(place.frames[0])  # it may help meanwhile, in the midst of its own
             with buffers:
                 self._at_the_door.append(bell)
-                _waiting[bell] = self, frames
-                self._break_rings(frames)
+                _waiting[bell] = self, place
+                in_rings = self._in_rings(place)
+            self._refuse(in_rings)
             return self._wait_for_room(item, here, bell)
         finally:
             del here.waits[depth:]
@@ -250,22 +276,19 @@ class Buffer:
         if self._items and not self._handing:  # it may have been this thread that was handing on
             self._begin(here)
 
-    def _break_rings(self, frames: list[Frame]) -> None:
-        """Somebody is about to wait for room: fails what would wait for itself then. Under the lock.
+    def _in_rings(self, place: Place) -> list[Pending]:
+        """Somebody is about to wait for room: finds what would wait for itself then. Under the lock.
 
         That is the caller, where an item in hand waits for it that has to be done with before there is room; else, what
         the handlers that have to make room publish to the very observers which wait for it.
         """
-        lanes, origins = waiting_with(frames)
+        door = _door(self, place)
         reached = _reached(self, _doors())
-        if not reached.isdisjoint(_in_whose_hands(origins)):
+        if not reached.isdisjoint(door.upstream):
             raise BufferOverflow(self._capacity, _RING)
-        for buffer in reached:
-            for fan, feed in buffer._published():
-                if feed.lane in lanes:
-                    fan.refuse(feed, BufferOverflow(self._capacity, _RING))
+        return [one for buffer in reached for one in buffer._published() if door.blocks(one)]
 
-    def _published(self) -> list[tuple[FanOut, Feed]]:
+    def _published(self) -> list[Pending]:
         """The deliveries that the item in hand waits for, by what its handler publishes. Under the lock."""
         fan = None if self._in_hand is None else self._in_hand.fan
         return [] if fan is None else _pending(fan)
@@ -320,10 +343,10 @@ def _in_whose_hands(origins: Iterable[Origin]) -> list[Buffer]:
     return [holder for holder, origin in holders if isinstance(holder, Buffer) and holder._in_hand is origin]
 
 
-def _pending(fan: FanOut) -> list[tuple[FanOut, Feed]]:
-    """The deliveries that an outermost publish waits for, and that wait for their observers."""
+def _pending(fan: FanOut) -> list[Pending]:
+    """The deliveries that an outermost publish waits for."""
     with ledger:
-        return pending({fan, *(() if fan.wait is None else fan.wait.fans)}, deferred=False)
+        return pending({fan, *(() if fan.wait is None else fan.wait.fans)})
 
 
 def _reached(buffer: Buffer, doors: list[_Door]) -> set[Buffer]:
@@ -334,8 +357,8 @@ def _reached(buffer: Buffer, doors: list[_Door]) -> set[Buffer]:
         one = ahead.pop()
         if one not in reached:
             reached.add(one)
-            lanes = {feed.lane for _, feed in one._published()}
-            ahead += [door.buffer for door in doors if one in door.upstream or not lanes.isdisjoint(door.lanes)]
+            published = one._published()
+            ahead += [door.buffer for door in doors if one in door.upstream or any(map(door.blocks, published))]
     return reached
 
 

@@ -349,7 +349,7 @@ class EventBus(Tapped):
         here, place = local.here, coroutine_place.get()
         if here.feed is not None or here.origin is not None:
             place = here.origin
-        inside = any(lane.engine is self._crew for lane in waiting_with(frames_of(here))[0])
+        inside = any(lane.engine is self._crew for lane in waiting_with(frames_of(here)).lanes)
         if isinstance(place, Delivery):
             inside |= not place.ended and place.feed.lane.engine is self._crew
         elif place is not None:

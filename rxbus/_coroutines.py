@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
+from itertools import count
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
@@ -70,6 +71,9 @@ def on_loop(
             held._give(RxBusError("the handler's coroutine was cancelled") if task.cancelled() else task.exception())
 
         def begin() -> None:
+            if delivery.refused:
+                held._give()
+                return
             coroutine = _call(function, event)
             try:
                 loop.create_task(coroutine, context=context).add_done_callback(done)
@@ -172,6 +176,7 @@ class Mapping:
         self._function = function
         self._limit = limit
         self.observer = observer
+        self._numbers = count()
         self._items: deque[tuple[Any, Place, Outside | None, Context]] = deque()  # not begun
         self._tasks: deque[tuple[asyncio.Task[Any], Place, Outside | None]] = deque()  # begun, in order
         self._end: tuple[Callable[[], None], Place, Outside | None] | None = None  # when all are done
@@ -181,6 +186,8 @@ class Mapping:
         place = current_place()
         context = copy_context_for(place)
         _check_running(self.loop)
+        if isinstance(place, Delivery):
+            place.stand(self, next(self._numbers))
         if not self._later(self._take, value, place, context):
             raise RxBusError(_NOT_RUNNING)
 
@@ -225,6 +232,8 @@ class Mapping:
             return
         while self._items and len(self._tasks) < self._limit:
             value, place, owed, context = self._items.popleft()
+            if isinstance(place, Delivery) and place.refused:
+                continue
             coroutine = self._call(value)
             try:
                 task = self.loop.create_task(coroutine, context=context)

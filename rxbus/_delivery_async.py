@@ -41,12 +41,13 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         wait.count += 1  # the round itself
         wait.serves = engine.limit == 0
         wait.wake = lambda: _call_soon(loop, settled.set)
-        wait.behind = _who_waits(engine)
+        place = _place_in_pool(engine)
+        wait.behind = None if place is None else place.publisher()
     if engine.limit == 0:
         here.owed[fan] = None
     try:
         if timeout is None or engine.limit == 0:
-            _begin_round(log, entry, fan)
+            _begin_round(log, entry, fan, place)
         else:
             hand_over(fan)
             _end_round_async(fan)
@@ -75,23 +76,24 @@ async def _wait(wait: Wait, rung: asyncio.Event, deadline: float | None, clock: 
             return wait.count <= 0
 
 
-def _who_waits(engine: Engine) -> Wait | None:
-    """In a limited pool, all workers may be waiting for this very coroutine: who waits for it, and may do its work."""
+def _place_in_pool(engine: Engine) -> Delivery | None:
+    """In a limited pool, all workers may be waiting for this very coroutine, and have to do its work: what it is of."""
     place = coroutine_place.get()
-    if not engine.limit or not isinstance(place, Delivery):
-        return None
-    return place.wait or place.fan.top.waiting()
+    return place if engine.limit and isinstance(place, Delivery) and not place.ended else None
 
 
-def _begin_round(log: Log, entry: Entry, fan: FanOut) -> None:
+def _begin_round(log: Log, entry: Entry, fan: FanOut, place: Delivery | None) -> None:
     context, once = copy_context(), Once()
 
     def begin() -> None:
+        if place is not None:
+            place.feed.lane.due.pop(begin, None)
         if once.take():
             context.run(_round_async, log, entry, fan)
 
-    if log.hub.engine.limit:
-        fan.waiting().offer(begin)
+    if place is not None:
+        place.publisher().offer(begin)
+        place.feed.lane.demand(begin)
     log.hub.engine.submit(begin)
 
 
@@ -115,6 +117,8 @@ def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
 
 def _end_round_async(fan: FanOut) -> None:
     fan.close_round()
+    if fan.origin is not None:
+        fan.origin.holder.check(fan.top)
     wait = fan.waiting()
     with ledger:
         wait.count -= 1

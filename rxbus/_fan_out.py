@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ from rxbus._here import Frame, Here, Job, Origin, Time, Trail, local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
+    from rxbus._lane import Lane
     from rxbus._log import Log
     from rxbus._observer import Feed
     from rxbus._trace import Tracers
@@ -195,18 +196,26 @@ class FanOut(msgspec.Struct, eq=False):
             self.ring()
 
 
-def pending(fans: Iterable[FanOut], deferred: bool = True) -> list[tuple[FanOut, Feed]]:
-    """Which deliveries of some events have not ended; with or without those that do not keep their observer busy."""
+class Pending(NamedTuple):
+    """A delivery that has not ended."""
+
+    fan: FanOut
+    feed: Feed
+    delivery: Delivery | None  # None: it has not begun
+
+
+def pending(fans: Iterable[FanOut]) -> list[Pending]:
+    """Which deliveries of some events have not ended."""
     with ledger:
-        return _pending(list(fans), deferred)
+        return _pending(list(fans))
 
 
-def _pending(fans: list[FanOut], deferred: bool) -> list[tuple[FanOut, Feed]]:
+def _pending(fans: list[FanOut]) -> list[Pending]:
     """Under the ledger; in a function, for the sake of that: see there."""
     lanes = {feed.lane for fan in fans for feed in fan.feeds}
-    open_ = {(d.fan, d.feed) for lane in lanes for d in lane.deliveries if deferred or d.inside or d.holds}
+    open_ = {(one.fan, one.feed): one for lane in lanes for one in lane.deliveries}
     return [
-        (fan, feed)
+        Pending(fan, feed, open_.get((fan, feed)))
         for fan in fans
         for feed in fan.feeds
         if feed.cut is None and feed not in (fan.lapsed or ()) and (feed.cursor.id < fan.id or (fan, feed) in open_)
@@ -283,16 +292,28 @@ class Wait:
     def _do_what_is_due(self) -> None:
         """In a limited pool: does what the publisher waits for where nobody is at it, as all workers may be waiting.
 
-        These are scheduled actions that keep a lane's turn (see `Lane.due`), and events in lanes that are free.
+        That is what is due in a lane (see there), and events in lanes that are free.
         """
-        for fan in list(self.fans):
-            if fan.log.hub.engine.limit is None:
-                return
+        for fan in self._all_fans():
             for feed in fan.feeds:
                 for job in list(feed.lane.due):
                     job()
                 if feed.owes(fan.id) and getattr(feed.lane, "free", False):
                     feed.lane.post((feed, fan.id))
+
+    def _all_fans(self) -> Iterator[FanOut]:
+        """In a limited pool: the events that it waits for, and those of the deliveries that stand in line before."""
+        lanes: set[Lane] = set()
+        waits, ahead = {self}, [self]
+        while ahead:
+            wait = ahead.pop()
+            for fan in [fan for fan in list(wait.fans) if fan.log.hub.engine.limit is not None]:
+                yield fan
+                for lane in {feed.lane for feed in fan.feeds} - lanes:
+                    lanes.add(lane)
+                    more = {one.fan.top.waiting() for one in lane.all_deliveries() if one.line is not None} - waits
+                    waits |= more
+                    ahead += more
 
     def leave(self, submit: Callable[[Job], object]) -> None:
         """Ends the waiting, done or not, and passes on what it was offered and has not done. Can be made again."""

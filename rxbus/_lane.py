@@ -25,7 +25,7 @@ import msgspec
 from rxbus._acknowledgement import Claim, Delivery
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
-from rxbus._here import Engine, Here, Trail, local, run_later
+from rxbus._here import Engine, Here, Trail, local, places, run_later
 from rxbus._span import Span
 from rxbus._turn import GIL, LockTurn
 from rxbus.errors import RxBusError
@@ -67,8 +67,8 @@ class Lane:
         self.free = True
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
         self.deliveries: dict[Delivery, None] = {}  # those that are counted and have not ended; under the ledger
-        # In a limited pool: scheduled actions that keep the turn and could run. Whoever waits for the lane may do them,
-        # and has to where all workers wait: their own publishers may have gone.
+        # In a limited pool: what its deliveries wait for and could run, scheduled actions and coroutines' publishes.
+        # Whoever waits for the lane may do it, and has to where all workers wait: its own publisher may have gone.
         self.due: dict[Callable[[], None], None] = {}
         self.called = False  # a worker is on its way
         self.attachments: list[Attachment] = []  # what it is the lane of
@@ -123,6 +123,13 @@ class Lane:
                 break
         if here.later:
             run_later(here)
+
+    def demand(self, job: Callable[[], None]) -> None:
+        """In a limited pool: has those who wait for the lane, on whatever way, look at a job that is `due`."""
+        self.due[job] = None
+        for here in list(places.values()):
+            if (wait := here.wait) is not None:
+                wait.ring()
 
     def call(self, mail: Mail) -> None:
         """Leaves mail, and sends a worker for it unless somebody is inside, or on the way."""

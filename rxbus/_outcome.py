@@ -38,7 +38,7 @@ def outcome(topic: str, event: Any, fan: FanOut, count: int, in_time: bool, time
         if not isinstance(error, Exception):
             raise _noting(error, [other for other in failures if other is not error])
     if not in_time:
-        late = [feed for _, feed in pending((fan,) if fan.root is not None else tuple(wait.fans))]
+        late = [one.feed for one in pending((fan,) if fan.root is not None else tuple(wait.fans))]
         names = [feed.name for feed in late] + (_inside(fan) if fan.root is None else [])
         given = inf if timeout is None else timeout  # without one, it is virtual time, and they never would
         if given < inf or not _is_held_up_by(late, fan):
@@ -54,7 +54,7 @@ def _is_held_up_by(late: list[Feed], fan: FanOut) -> bool:
 
     That can be in virtual time only. The handler gets the event when it has returned, which it cannot before this does.
     """
-    below, _ = waiting_with(frames_of(local.here))
+    below = waiting_with(frames_of(local.here)).lanes
     return fan.root is None and any(feed.lane in below for feed in late)
 
 

@@ -244,11 +244,8 @@ class _Scheduled:
         """Has it run now: on a worker, or by the publisher that waits for it."""
         scheduler, delivery = self._scheduler, self._delivery
         if scheduler.limit is not None and delivery is not None:
-            lane, outermost = delivery.feed.lane, delivery.fan.top.waiting()
-            lane.due[self._run] = None
-            offered = (delivery.wait or outermost).offer(self._run)
-            for wait in (outermost, *lane.awaited()):  # the nested publisher may have gone, late
-                wait.ring()
+            offered = delivery.publisher().offer(self._run)
+            delivery.feed.lane.demand(self._run)  # the nested publisher may have gone, late
             if offered and scheduler.limit == 0:
                 return
         if scheduler.limit == 0:

@@ -189,7 +189,7 @@ def _whom(publish: Any) -> Iterator[str]:
     if isinstance(publish, FanOut):
         with ledger:
             fans = (publish,) if publish.wait is None else tuple(publish.wait.fans)
-        late = [feed for feed in dict.fromkeys(feed for _, feed in pending(fans)) if feed not in running]
+        late = [feed for feed in dict.fromkeys(one.feed for one in pending(fans)) if feed not in running]
         open_ = {delivery.feed: delivery for feed in late for delivery in feed.lane.all_deliveries()}
         for feed in late:
             what = "which is queued"

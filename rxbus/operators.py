@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from itertools import count
 from typing import Any, TypeVar
 
 from reactivex import Observable, abc
@@ -141,6 +142,7 @@ class _FarSide:
         self._calls: deque[tuple[Callable[[], None], Delivery | Origin | None, Acknowledgement | None, Context]] = (
             deque()
         )
+        self._numbers = count()
         self._active = False  # a run is scheduled, or running
         self._running = False
         self._stopped = False
@@ -150,6 +152,8 @@ class _FarSide:
         owed = Acknowledgement(place) if isinstance(place, Delivery) else None
         begin = False
         try:
+            if isinstance(place, Delivery):
+                place.stand(self, next(self._numbers))
             with self._lock:
                 stopped = self._stopped
                 begin = not stopped and (not self._active or self._is_lost())
@@ -195,7 +199,8 @@ class _FarSide:
                 call, place, owed, context = self._calls[0]
                 del self._calls[0]
                 self._running = True
-            work_for(place, lambda: context.run(call))
+            if not (isinstance(place, Delivery) and place.refused):
+                work_for(place, lambda: context.run(call))
         except BaseException as raised:
             error = raised
         try:

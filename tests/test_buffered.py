@@ -1,0 +1,107 @@
+"""Rings through full buffers that go by coroutines, far sides and blocked event loops; the others: test_operators."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from reactivex.scheduler import ThreadPoolScheduler
+
+from rxbus import BlockingScheduler, BufferOverflow, Event, EventBus, EventLoopBlocked, PublishError
+from rxbus.operators import buffered, map_async, observe_on
+
+PATIENCE = 10.0
+
+
+class Book:
+    """What handlers have been told of, and have seen."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self.bus = bus
+        self.errors: list[type[Exception]] = []
+        self.seen: list[int] = []
+
+    def note(self, error: PublishError) -> None:
+        self.errors += [type(one) for one in error.exceptions]
+
+    def publish(self, topic: str, n: int) -> None:
+        try:
+            self.bus.publish(topic, n)
+        except EventLoopBlocked as error:
+            self.errors.append(type(error))
+        except PublishError as error:
+            self.note(error)
+
+    async def publish_async(self, topic: str, n: int) -> None:
+        try:
+            await self.bus.publish_async(topic, n)
+        except PublishError as error:
+            self.note(error)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", ["async handler", "map_async", "map_async, observe_on", "observe_on"])
+@pytest.mark.parametrize("max_workers", [None, 1, 2])
+async def test_a_handler_waits_for_its_own_full_buffer_on_no_way(max_workers: int | None, way: str) -> None:
+    """`there` publishes into the buffer that `back` empties, who waits for what stands in line behind `there`."""
+    bus = EventBus(BlockingScheduler(max_workers))
+    book = Book(bus)
+
+    async def there(event: Event[int]) -> Event[int]:
+        book.seen.append(event.payload)
+        for n in range(4 if event.payload == 0 else 0):
+            await book.publish_async("b", n)
+        return event
+
+    def there_plainly(event: Event[int]) -> None:
+        book.seen.append(event.payload)
+        for n in range(4 if event.payload == 0 else 0):
+            book.publish("b", n)
+
+    def back(event: Event[int]) -> None:
+        book.publish("a", event.payload + 10)
+
+    source = bus.subscribe("a")
+    pool = ThreadPoolScheduler(2)
+    if way == "async handler":
+        source.subscribe(there)
+    elif way == "observe_on":
+        source.pipe(observe_on(pool)).subscribe(there_plainly)
+    elif way == "map_async":
+        source.pipe(map_async(there)).subscribe()
+    else:
+        source.pipe(map_async(there), observe_on(bus.scheduler)).subscribe()
+    bus.subscribe("b").pipe(buffered(1)).subscribe(back)
+    receipt = await asyncio.wait_for(bus.publish_async("a", 0), PATIENCE)
+    assert receipt.acknowledged == 1
+    await asyncio.wait_for(asyncio.to_thread(bus.close), PATIENCE)
+    pool.executor.shutdown()
+    assert set(book.errors) == {BufferOverflow}
+    assert len(book.seen) == len(set(book.seen))
+    assert book.seen[0] == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("max_workers", [None, 0, 1, 2])
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_publish_that_blocks_the_loop_does_not_wait_for_who_waits_for_the_loop(
+    max_workers: int | None, plain: bool
+) -> None:
+    """As a notebook's cell does: the handler that has to make room publishes to an async one."""
+    bus = EventBus(BlockingScheduler(max_workers))
+    book = Book(bus)
+
+    async def work(event: Event[int]) -> None:
+        book.seen.append(event.payload)
+
+    if plain:
+        bus.subscribe("a").subscribe(work)
+    else:
+        bus.subscribe("a").pipe(map_async(work)).subscribe()
+    bus.subscribe("b").pipe(buffered(1)).subscribe(lambda event: book.publish("a", event.payload))
+    for n in range(4):
+        book.publish("b", n)
+    await asyncio.wait_for(asyncio.to_thread(bus.close), PATIENCE)
+    assert set(book.errors) <= {BufferOverflow, EventLoopBlocked}
+    assert book.errors
+    assert len(book.seen) + len(book.errors) == 4
