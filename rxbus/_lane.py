@@ -222,7 +222,7 @@ class Lane:
         fan = None if head is None else head.fan
         if fan is not None:
             wait = fan.top.wait
-            if wait is not None and wait.bell is not None and wait.offer(self.visit):
+            if wait is not None and wait.offer(self.visit, if_idle=True):
                 return
         self.engine.submit(self.visit)
 

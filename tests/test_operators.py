@@ -1321,6 +1321,42 @@ def test_a_buffer_does_not_wait_for_what_its_handler_has_published_to_a_bus_with
     assert seen == [True]
 
 
+@pytest.mark.timeout(30)
+def test_mail_is_not_left_with_a_publisher_that_waits_for_room(spawn: Spawn) -> None:
+    """It has slept before, and its bus has no workers; room there is once somebody has read that mail."""
+    without, bus = EventBus(BlockingScheduler(0)), EventBus(BlockingScheduler(handoff_after=60.0))  # no monitor helps
+    in_hand, go = threading.Event(), threading.Event()
+    outcomes, log = Overflows(), Log()
+
+    def handle(n: int) -> None:
+        if n == 0:
+            in_hand.set()
+            assert go.wait(PATIENCE)
+            outcomes.publish(bus, "a", 3)  # the second observer has not come to 2 yet
+
+    def relay(event: Event[Any]) -> None:
+        bus.publish("elsewhere", timeout=PATIENCE)  # on a worker: this thread sleeps
+        bus.publish("a", 2)
+
+    bus.subscribe("elsewhere").subscribe(lambda event: None)
+    attached = [payloads(bus).pipe(buffered(1)).subscribe(handle), log.listen(payloads(bus))]
+    for handler in (relay, lambda event: None):
+        without.subscribe("start").subscribe(handler)
+    bus.publish("a", 0)
+    assert in_hand.wait(PATIENCE)
+    bus.publish("a", 1)  # the buffer is full
+    publisher = spawn(without.publish, "start")
+    while not _buffered._waiting:
+        pass
+    go.set()
+    with freeing(bus, *attached):
+        publisher.result(PATIENCE / 2)
+        without.close()
+        spawn(bus.close).result(PATIENCE / 2)
+    assert outcomes == ["BufferOverflow"]
+    assert log == [0, 1, 2, 3, "completed"]
+
+
 async def test_items_of_coroutines_come_through_to_a_bus_without_workers(bus: EventBus) -> None:
     seen: list[str] = []
     with EventBus(BlockingScheduler(0)) as other:
