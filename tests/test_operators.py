@@ -1504,6 +1504,46 @@ def test_a_ring_that_closes_while_the_publish_waits_is_found(bus: EventBus, spaw
 
 
 @pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 1, 0])
+def test_a_handler_that_gives_back_another_s_turn_waits_for_what_is_done_in_it(
+    max_workers: int | None, spawn: Spawn
+) -> None:
+    """Disposing of an action lets its lane go on, on this thread: with an event of others, whose handler wants room."""
+    bus = EventBus(BlockingScheduler(max_workers, handoff_after=60.0))
+    in_hand, go = threading.Event(), threading.Event()
+    actions: list[abc.DisposableBase] = []
+    outcomes = Overflows()
+
+    def handle(n: int) -> None:
+        if n == 0:
+            in_hand.set()
+            assert go.wait(PATIENCE)
+            actions[0].dispose()
+
+    def keep_or_publish(what: str) -> None:
+        if what == "keep":  # the turn
+            actions.append(bus.scheduler.schedule_relative(60.0, lambda *_: None))
+        else:
+            outcomes.publish(bus, "a", 2)
+
+    attached = [payloads(bus).pipe(buffered(1)).subscribe(handle), payloads(bus, "b").subscribe(keep_or_publish)]
+    bus.subscribe("b").subscribe(lambda event: None)
+    publishers = [spawn(bus.publish, "a", 0)]
+    assert in_hand.wait(PATIENCE)
+    bus.publish("a", 1)  # the buffer is full
+    for number, what in enumerate(("keep", "publish"), start=1):
+        publishers.append(spawn(bus.publish, "b", what))
+        while sum(fan.log.name == "b" for fan in list(bus._scheduler.waiting)) < number:
+            pass
+    go.set()
+    with freeing(bus, *attached):
+        for publisher in publishers:
+            publisher.result(PATIENCE / 2)
+        spawn(bus.close).result(PATIENCE / 2)
+    assert outcomes == ["BufferOverflow"]
+
+
+@pytest.mark.timeout(30)
 def test_a_handler_whose_nested_publish_gave_up_does_not_wait_for_room(bus: EventBus, spawn: Spawn) -> None:
     """It is busy with another event when what makes room publishes to it: a delay, and no ring."""
     in_hand, door, gave_up, busy, gate = (threading.Event() for _ in range(5))
