@@ -297,7 +297,7 @@ class Wait:
         """
         for fan in list(self.fans):
             if fan.log.hub.engine.limit is None:
-                return
+                continue
             for feed in fan.feeds:
                 for job in list(feed.lane.due):
                     job()

@@ -1434,6 +1434,41 @@ def test_with_few_workers_a_handler_may_publish_to_its_own_topic(max_workers: in
     assert seen == [0, 1, 2, 3]
 
 
+@pytest.mark.timeout(30)
+def test_a_full_pool_does_not_keep_an_action_from_a_publisher_on_a_bus_without_a_limit(
+    bus: EventBus, spawn: Spawn
+) -> None:
+    """Its tree spans both, and waits for an event of its own bus first; the nested publisher has gone."""
+    owed: SimpleQueue[Acknowledgement] = SimpleQueue()
+    ran = threading.Event()
+    full, busy = EventBus(BlockingScheduler(1)), Gate()
+
+    def start(event: Event[Any]) -> None:
+        for one, topic in ((bus, "deferred"), (full, "late")):
+            with pytest.raises(AcknowledgementTimeout):
+                one.publish(topic, timeout=0)
+
+    def act_later(event: Event[Any]) -> None:
+        full.scheduler.schedule_relative(MOMENT, lambda *_: ran.set())
+
+    busy.listen(payloads(full, "busy"))
+    full.subscribe("late").subscribe(act_later)
+    bus.subscribe("deferred").subscribe(lambda event: owed.put(defer()))
+    bus.subscribe("start").subscribe(start)
+
+    publishers = [spawn(full.publish, "busy", timeout=60)]
+    busy.entered()
+    publishers.append(spawn(bus.publish, "start"))
+    try:
+        assert ran.wait(PATIENCE / 2)
+    finally:
+        busy.go.release()
+        owed.get(timeout=PATIENCE).ack()
+        for publisher in publishers:
+            publisher.result(PATIENCE)
+        full.close()
+
+
 @pytest.mark.parametrize("overflow", POLICIES)
 @pytest.mark.parametrize("republish", [False, True], ids=["", "republishing"])
 def test_publishers_do_not_wait_for_the_only_worker(overflow: Overflow, republish: bool, spawn: Spawn) -> None:
