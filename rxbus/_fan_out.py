@@ -225,7 +225,7 @@ def _pending(fans: list[FanOut]) -> list[Pending]:
 class Wait:
     """What one publisher waits for."""
 
-    __slots__ = ("behind", "bell", "count", "failures", "fans", "gone", "jobs", "serves", "wake")
+    __slots__ = ("behind", "bell", "count", "failures", "fans", "gone", "idle", "jobs", "serves", "wake")
 
     def __init__(self) -> None:
         self.count = 0  # the events of the tree that have not ended, and what a nested publisher has begun itself
@@ -233,6 +233,7 @@ class Wait:
         self.failures: dict[tuple[FanOut, Feed, int], BaseException] = {}  # each once, though an interrupt tells twice
         self.serves = True  # the publisher may run handlers while it waits; not with a timeout: it could not leave them
         self.gone = False  # the publisher has left: nothing more can be told to it
+        self.idle = False  # the publisher sleeps, and has been offered nothing since: it comes at once
         # What it was offered to do; each stays until it is done. A `partial` for each offer, which is equal to itself
         # only: who takes off what was done twice must not take off the same that was offered anew.
         self.jobs: deque[partial[object]] = deque()
@@ -247,15 +248,20 @@ class Wait:
         if self.wake is not None:
             self.wake()
 
-    def offer(self, job: Job) -> bool:
-        """Gives the publisher something to do, or who waits for it; False where none will come to do it."""
+    def offer(self, job: Job, if_idle: bool = False) -> bool:
+        """Gives the publisher something to do, or who waits for it; False where none will come to do it.
+
+        With `if_idle`, nobody else is going to do it: False, too, where none might come at once. One thing at a time,
+        then: what a publisher is at work on may wait for just that which is left lying here meanwhile.
+        """
         with ledger:
-            accepted = self.serves and not self.gone
+            accepted = self.serves and not self.gone and (self.idle or not if_idle)
             if accepted:
+                self.idle = False
                 self.jobs.append(partial(job))
         if accepted:
             self.ring()
-        return accepted or (self.behind is not None and self.behind.offer(job))
+        return accepted or (self.behind is not None and self.behind.offer(job, if_idle))
 
     def sleep(self, deadline: float | None, clock: Time) -> bool:
         """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed."""
@@ -277,7 +283,11 @@ class Wait:
     def _wait(self, here: Here, bell: Bell, deadline: float | None, clock: Time) -> None:
         """No loop in the `try` of `sleep`: see `ledger`."""
         while not self._is_over(here):
-            if not clock.wait(bell, deadline):
+            self.idle = True
+            rung = clock.wait(bell, deadline)
+            with ledger:  # from here on it is offered nothing more that it might not come to
+                self.idle = False
+            if not rung:
                 break
 
     def _is_over(self, here: Here) -> bool:

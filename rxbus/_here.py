@@ -7,6 +7,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import msgspec
@@ -268,11 +269,20 @@ def _put_off_first(here: Here) -> PutOff | None:
         return None
 
 
-def pass_on_later(here: Here) -> int:
-    """Has workers do what a thread has put off; says how much."""
+def _do(job: Job) -> None:
+    job()
+
+
+def pass_on_later(here: Here, by: Callable[[Job], object] = _do) -> int:
+    """Has workers do what a thread has put off; says how much.
+
+    Args:
+        here: That thread's place.
+        by: Does the passing on, and with it the job, where that one's bus has no workers.
+    """
     passed = 0
     while (put_off := _put_off_first(here)) is not None:
-        put_off.submit(put_off.job)
+        by(partial(put_off.submit, put_off.job))
         passed += 1
         with suppress(ValueError):
             here.later.remove(put_off)

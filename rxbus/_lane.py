@@ -229,7 +229,7 @@ class Lane:
         fan = None if head is None else head.fan
         if fan is not None:
             wait = fan.top.wait
-            if wait is not None and wait.bell is not None and wait.offer(self.visit):
+            if wait is not None and wait.offer(self.visit, if_idle=True):
                 return
         self.engine.submit(self.visit)
 
@@ -296,6 +296,7 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
     own = here.fan is fan
     delivery = Delivery(fan, feed)
     before = here.feed, here.event, here.fan, here.delivery, here.origin
+    below = len(here.waits)
     error: BaseException | None = None
     began = perf_counter()
     feed.cursor = entry  # from here to `try` there is no call, so that an interrupt cannot lose the event
@@ -306,6 +307,8 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
             return
         if not (delivery.enter_own() if own else delivery.enter(claim)):
             return
+        if not own and (here.feed is not None or here.origin is not None):
+            here.waits.append((here.feed, here.fan, here.origin))  # a handler has come here: it has given back a turn
         if not own and here.fan is not None:
             here.outer.append(here.fan)
         if fan.tracers is not None:
@@ -327,6 +330,7 @@ def _deliver(here: Here, feed: Feed, entry: Entry, claim: Claim | None) -> None:
         raise
     finally:
         here.feed, here.event, here.fan, here.delivery, here.origin = before
+        del here.waits[below:]
         if here.outer and here.outer[-1] is here.fan:
             here.outer.pop()
     lane = feed.lane

@@ -121,17 +121,21 @@ class Watch:
 
         Few at a time, since one of them may be enough for all that is left. Where these get stuck too, they hand over
         in their turn at the next look, so that the workers multiply as long as handlers block, and only then.
+
+        Nothing of it is done here: the monitor would be stuck in a handler. What is another bus's that has no workers
+        stays with its publisher; what was put off, which nobody might come to otherwise, goes to workers of this one.
         """
         handed = 0
         for one in (fan, *here.outer):
             while one is not None:
-                handed += hand_over(one, SHARE)
+                if one.log.hub.engine.limit != 0:
+                    handed += hand_over(one, SHARE)
                 one = one.parent
         # What a waiting publisher was offered waits behind the handler that it is stuck in. Not with a limited pool:
         # there it is the one thread that is sure to come to it.
         if here.wait is not None and self._engine.limit is None:
             handed += here.wait.pass_on(self._engine.submit)
-        return handed + pass_on_later(here) > 0
+        return handed + pass_on_later(here, self._engine.submit) > 0
 
     def _tell(self, publishes: dict[int, tuple[Any, str]], now: float) -> None:
         """Warns of publishes that take long."""

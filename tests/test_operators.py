@@ -1321,6 +1321,42 @@ def test_a_buffer_does_not_wait_for_what_its_handler_has_published_to_a_bus_with
     assert seen == [True]
 
 
+@pytest.mark.timeout(30)
+def test_mail_is_not_left_with_a_publisher_that_waits_for_room(spawn: Spawn) -> None:
+    """It has slept before, and its bus has no workers; room there is once somebody has read that mail."""
+    without, bus = EventBus(BlockingScheduler(0)), EventBus(BlockingScheduler(handoff_after=60.0))  # no monitor helps
+    in_hand, go = threading.Event(), threading.Event()
+    outcomes, log = Overflows(), Log()
+
+    def handle(n: int) -> None:
+        if n == 0:
+            in_hand.set()
+            assert go.wait(PATIENCE)
+            outcomes.publish(bus, "a", 3)  # the second observer has not come to 2 yet
+
+    def relay(event: Event[Any]) -> None:
+        bus.publish("elsewhere", timeout=PATIENCE)  # on a worker: this thread sleeps
+        bus.publish("a", 2)
+
+    bus.subscribe("elsewhere").subscribe(lambda event: None)
+    attached = [payloads(bus).pipe(buffered(1)).subscribe(handle), log.listen(payloads(bus))]
+    for handler in (relay, lambda event: None):
+        without.subscribe("start").subscribe(handler)
+    bus.publish("a", 0)
+    assert in_hand.wait(PATIENCE)
+    bus.publish("a", 1)  # the buffer is full
+    publisher = spawn(without.publish, "start")
+    while not _buffered._waiting:
+        pass
+    go.set()
+    with freeing(bus, *attached):
+        publisher.result(PATIENCE / 2)
+        without.close()
+        spawn(bus.close).result(PATIENCE / 2)
+    assert outcomes == ["BufferOverflow"]
+    assert log == [0, 1, 2, 3, "completed"]
+
+
 async def test_items_of_coroutines_come_through_to_a_bus_without_workers(bus: EventBus) -> None:
     seen: list[str] = []
     with EventBus(BlockingScheduler(0)) as other:
@@ -1398,6 +1434,41 @@ def test_with_few_workers_a_handler_may_publish_to_its_own_topic(max_workers: in
     assert seen == [0, 1, 2, 3]
 
 
+@pytest.mark.timeout(30)
+def test_a_full_pool_does_not_keep_an_action_from_a_publisher_on_a_bus_without_a_limit(
+    bus: EventBus, spawn: Spawn
+) -> None:
+    """Its tree spans both, and waits for an event of its own bus first; the nested publisher has gone."""
+    owed: SimpleQueue[Acknowledgement] = SimpleQueue()
+    ran = threading.Event()
+    full, busy = EventBus(BlockingScheduler(1)), Gate()
+
+    def start(event: Event[Any]) -> None:
+        for one, topic in ((bus, "deferred"), (full, "late")):
+            with pytest.raises(AcknowledgementTimeout):
+                one.publish(topic, timeout=0)
+
+    def act_later(event: Event[Any]) -> None:
+        full.scheduler.schedule_relative(MOMENT, lambda *_: ran.set())
+
+    busy.listen(payloads(full, "busy"))
+    full.subscribe("late").subscribe(act_later)
+    bus.subscribe("deferred").subscribe(lambda event: owed.put(defer()))
+    bus.subscribe("start").subscribe(start)
+
+    publishers = [spawn(full.publish, "busy", timeout=60)]
+    busy.entered()
+    publishers.append(spawn(bus.publish, "start"))
+    try:
+        assert ran.wait(PATIENCE / 2)
+    finally:
+        busy.go.release()
+        owed.get(timeout=PATIENCE).ack()
+        for publisher in publishers:
+            publisher.result(PATIENCE)
+        full.close()
+
+
 @pytest.mark.parametrize("overflow", POLICIES)
 @pytest.mark.parametrize("republish", [False, True], ids=["", "republishing"])
 def test_publishers_do_not_wait_for_the_only_worker(overflow: Overflow, republish: bool, spawn: Spawn) -> None:
@@ -1465,6 +1536,46 @@ def test_a_ring_that_closes_while_the_publish_waits_is_found(bus: EventBus, spaw
         pass
     waits.set()
     third.result(PATIENCE)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 1, 0])
+def test_a_handler_that_gives_back_another_s_turn_waits_for_what_is_done_in_it(
+    max_workers: int | None, spawn: Spawn
+) -> None:
+    """Disposing of an action lets its lane go on, on this thread: with an event of others, whose handler wants room."""
+    bus = EventBus(BlockingScheduler(max_workers, handoff_after=60.0))
+    in_hand, go = threading.Event(), threading.Event()
+    actions: list[abc.DisposableBase] = []
+    outcomes = Overflows()
+
+    def handle(n: int) -> None:
+        if n == 0:
+            in_hand.set()
+            assert go.wait(PATIENCE)
+            actions[0].dispose()
+
+    def keep_or_publish(what: str) -> None:
+        if what == "keep":  # the turn
+            actions.append(bus.scheduler.schedule_relative(60.0, lambda *_: None))
+        else:
+            outcomes.publish(bus, "a", 2)
+
+    attached = [payloads(bus).pipe(buffered(1)).subscribe(handle), payloads(bus, "b").subscribe(keep_or_publish)]
+    bus.subscribe("b").subscribe(lambda event: None)
+    publishers = [spawn(bus.publish, "a", 0)]
+    assert in_hand.wait(PATIENCE)
+    bus.publish("a", 1)  # the buffer is full
+    for number, what in enumerate(("keep", "publish"), start=1):
+        publishers.append(spawn(bus.publish, "b", what))
+        while sum(fan.log.name == "b" for fan in list(bus._scheduler.waiting)) < number:
+            pass
+    go.set()
+    with freeing(bus, *attached):
+        for publisher in publishers:
+            publisher.result(PATIENCE / 2)
+        spawn(bus.close).result(PATIENCE / 2)
+    assert outcomes == ["BufferOverflow"]
 
 
 @pytest.mark.timeout(30)

@@ -13,6 +13,7 @@ import pytest
 
 from rxbus import BlockingScheduler, EventBus, _watch
 from rxbus._watch import SHARE, Watch, processor_time
+from rxbus.operators import buffered
 
 PATIENCE = 10.0
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a thread does")
@@ -155,6 +156,48 @@ def test_handlers_that_wait_for_each_other_all_get_a_thread(
     assert published.result(PATIENCE).acknowledged == (1 if nested else observers)
     assert sorted(met) == list(range(observers))
     assert looker.scheduler.workers == observers - 1
+
+
+def test_what_waits_on_a_bus_without_workers_is_its_publisher_s(
+    looker: Looker, spawn: Callable[..., Future[Any]]
+) -> None:
+    """The monitor would be stuck in a handler that blocks."""
+    gate, threads = Gate(), []
+    looker.bus.subscribe("gate").subscribe(gate)
+    with EventBus(BlockingScheduler(0)) as without:
+        without.subscribe("a").subscribe(lambda event: looker.bus.publish("gate") and None)
+        without.subscribe("a").subscribe(lambda event: threads.append(threading.current_thread().name))
+        published = spawn(without.publish, "a")
+        assert gate.entered.wait(PATIENCE)
+        for _ in range(3):
+            looker.look()
+        assert threads == []
+        gate.go.set()
+        assert published.result(PATIENCE).acknowledged == 2
+    assert threads == ["spawned-0"]
+
+
+def test_a_stuck_thread_s_buffer_of_a_bus_without_workers_is_emptied_by_workers(
+    looker: Looker, spawn: Callable[..., Future[Any]]
+) -> None:
+    threads, item = [], threading.Event()
+
+    def note(event: object) -> None:
+        threads.append(threading.current_thread().name)
+        item.set()
+
+    def wait_for_it(event: object) -> None:
+        without.publish("a")
+        assert item.wait(PATIENCE)
+
+    looker.bus.subscribe("a").subscribe(wait_for_it)
+    with EventBus(BlockingScheduler(0)) as without:
+        without.subscribe("a").pipe(buffered(1)).subscribe(note)
+        published = spawn(looker.bus.publish, "a")
+        while not published.done():
+            looker.look()
+        assert published.result(PATIENCE).acknowledged == 1
+    assert threads == ["rxbus-worker-1"]
 
 
 @LINUX
