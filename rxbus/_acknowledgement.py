@@ -211,9 +211,8 @@ class Delivery:
 
     def _check(self) -> None:
         """Those before it in its line may wait for its very publisher, as one that hands on what a buffer has held."""
-        top = self.fan.top
-        if self.line is not None and top.origin is not None:
-            top.origin.holder.check(top)
+        if self.line is not None and (origin := self.fan.top.origin) is not None:
+            origin.holder.check(self.fan.top)
 
     def is_behind(self, other: Delivery) -> bool:
         """Whether both stand in a line, and this one ends after the other."""
