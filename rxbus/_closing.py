@@ -102,9 +102,11 @@ class _Closing:
 
     def _give_what_is_deferred(self, lanes: set[Lane]) -> None:
         """Counts open deferrals as given, but for those of coroutines that go on."""
-        going_on = self._outside()
-        for delivery in [delivery for lane in lanes for delivery in lane.all_deliveries()]:
-            if not delivery.holds and not delivery.inside and delivery not in going_on:
+        open_ = [delivery for lane in lanes for delivery in lane.all_deliveries()]
+        deferred = [delivery for delivery in open_ if not delivery.holds and not delivery.inside]
+        going_on = self._outside()  # after that: what a handler owes is written down before it returns
+        for delivery in deferred:
+            if delivery not in going_on:
                 delivery.leave()
 
     def _outside(self, going_on: bool = True) -> set[Delivery | Origin]:

@@ -19,7 +19,7 @@ from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 from rxbus._acknowledgement import Acknowledgement, Delivery, Outside, current_place, work_for
 from rxbus._clock import Clock
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
-from rxbus._here import Job, Once, Time, Timed, local, run_later
+from rxbus._here import Job, Once, Origin, PutOff, Time, Timed, local, run_later
 from rxbus._virtual import VirtualClock, VirtualTime
 from rxbus._watch import Watch
 from rxbus._workers import Workers
@@ -248,10 +248,14 @@ class _Scheduled:
             delivery.feed.lane.demand(self._run)  # the nested publisher may have gone, late
             if offered and scheduler.limit == 0:
                 return
-        if scheduler.limit == 0:
-            CurrentThreadScheduler.singleton().schedule(lambda *_: self._run())
-        else:
+        if scheduler.limit != 0:
             scheduler.submit(self._run)
+        elif isinstance(self._place, Origin):  # closing waits for what a thread has put off
+            here = local.here
+            here.later.append(PutOff(self._run, self._place.engine.submit))
+            run_later(here)
+        else:
+            CurrentThreadScheduler.singleton().schedule(lambda *_: self._run())
 
     def _run(self) -> None:
         here = local.here

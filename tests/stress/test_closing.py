@@ -13,11 +13,12 @@ from time import sleep
 from typing import Any
 
 import pytest
+import reactivex as rx
 from reactivex import Observable
 from reactivex import operators as ops
 
 from rxbus import BlockingScheduler, BusClosed, Event, EventBus, RxBusError, defer
-from rxbus.operators import buffered, observe_on
+from rxbus.operators import buffered, map_async, observe_on
 from tests.stress.topology import switching
 
 ROUNDS = int(os.environ.get("RXBUS_STRESS", "1"))
@@ -35,10 +36,13 @@ class Trial:
         self.bus = EventBus(BlockingScheduler(max_workers))
         self.completed: list[int] = []
         self.faults: list[BaseException] = []
+        self.loop = asyncio.new_event_loop()
+        self.looping = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.looping.start()
         for _ in range(6):
-            self._attach()
+            asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result(PATIENCE)
 
-    def _attach(self) -> None:
+    async def _attach(self) -> None:
         number = len(self.completed)
         self.completed.append(0)
 
@@ -56,8 +60,29 @@ class Trial:
             ops.observe_on(self.bus.scheduler),
             buffered(2, self.dice.choice(("drop_newest", "drop_oldest"))),
             buffered(self.dice.choice((1, 2)), "block"),  # in rings, since their handlers publish to any topic
+            self._on_loop(),
         ]
+        behind: list[Chain] = [
+            observe_on(self.bus.scheduler),
+            ops.observe_on(self.bus.scheduler),
+            self._on_loop(),
+        ]
+        if self.dice.random() < 0.3:
+            return rx.compose(buffered(2, self.dice.choice(("block", "drop_oldest"))), self.dice.choice(behind))
         return self.dice.choice(chains)
+
+    def _on_loop(self) -> Chain:
+        """What follows leaves the loop's thread again: handlers publish, and would block it."""
+        if self.bus.scheduler.limit == 0:  # it would stay there
+            return observe_on(self.bus.scheduler)
+        return rx.compose(map_async(self._await, self.dice.choice((1, 3))), observe_on(self.bus.scheduler))
+
+    async def _await(self, event: Event[Any]) -> Event[Any]:
+        await asyncio.sleep(self.dice.random() * 0.002)
+        if self.dice.random() < 0.3 and event.payload < 4:
+            with suppress(RxBusError):
+                await self.bus.publish_async(self.dice.choice(TOPICS), event.payload + 1)
+        return event
 
     def _handle(self, event: Event[Any]) -> None:
         if self.dice.random() < 0.3:
@@ -117,6 +142,9 @@ class Trial:
         for thread in (*closing, *threads):
             thread.join(PATIENCE)
             assert not thread.is_alive(), self.bus.statistics()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.looping.join(PATIENCE)
+        self.loop.close()
 
 
 @pytest.mark.timeout(120)
