@@ -290,8 +290,8 @@ class Buffer:
 
     def _published(self) -> list[Pending]:
         """The deliveries that the item in hand waits for, by what its handler publishes. Under the lock."""
-        fan = None if self._in_hand is None else self._in_hand.fan
-        return [] if fan is None else _pending(fan)
+        fans = [] if self._in_hand is None else list(self._in_hand.fans)
+        return [pair for fan in fans for pair in _pending(fan)]
 
     def _hand_on_all(self) -> None:
         here = local.here

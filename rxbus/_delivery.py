@@ -192,6 +192,8 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
                 here.owed.pop(fan, None)
             if before is not None:
                 fan.parent = fan.by = None
+            if fan.origin is not None:
+                fan.origin.fans.pop(fan, None)
             if fan.below:
                 fan.below = ()
 
@@ -346,8 +348,6 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
             in_time = wait.sleep(deadline, engine.time)
         finally:
             engine.waiting.pop(fan, None)
-            if fan.origin is not None and fan.origin.fan is fan:
-                fan.origin.fan = None
             wait.leave(engine.submit)
     return outcome(log.name, event, fan, count, in_time, timeout)
 

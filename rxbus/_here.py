@@ -220,7 +220,7 @@ class Origin(msgspec.Struct, eq=False):
     trail: Trail | None
     chain: int
     holder: Holder
-    fan: FanOut | None = None  # what the handler that has it publishes now
+    fans: dict[FanOut, None] = msgspec.field(default_factory=dict)  # what its handler, or what works for it, publishes
 
     ended: ClassVar[bool] = False
 
