@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from time import monotonic
 
 
 class Bell:
@@ -37,3 +38,21 @@ def ring_all(bells: Iterable[Bell]) -> None:
     """Rings those that there are now: they may become more or fewer meanwhile."""
     for bell in list(bells):
         bell.ring()
+
+
+def wait_until(done: Callable[[], bool], bells: list[Bell], timeout: float | None) -> bool:
+    """Waits until something is done, looking each time that one of the bells rings."""
+    deadline = None if timeout is None else monotonic() + timeout
+    bell = Bell()
+    bells.append(bell)
+    try:
+        return _until(done, bell, deadline)
+    finally:
+        bells.remove(bell)
+
+
+def _until(done: Callable[[], bool], bell: Bell, deadline: float | None) -> bool:
+    while not done():
+        if not bell.wait(None if deadline is None else deadline - monotonic()):
+            return done()
+    return True

@@ -18,7 +18,18 @@ from reactivex.disposable import CompositeDisposable, Disposable
 from rxbus._acknowledgement import Standing, current_fan_out, frames_of, waiting_with, work_for
 from rxbus._bell import Bell, ring_all
 from rxbus._fan_out import FanOut, Pending, is_ctrl_c, ledger, logger, pending
-from rxbus._here import Engine, Frame, Here, Job, Origin, PutOff, Reentered, local, may_do_later, run_later
+from rxbus._here import (
+    Engine,
+    Frame,
+    Here,
+    Origin,
+    PutOff,
+    Reentered,
+    is_limited,
+    local,
+    may_do_later,
+    run_later,
+)
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
 
@@ -147,13 +158,12 @@ class Buffer:
         self._at_the_door: list[Bell] = []  # those who wait for room: rung when an item is taken out
         self._stopped = False
         self.name = "a handler"  # whose buffer it is
-        self._limit: int | None = None  # of the workers that hand on
-        self._submit: Callable[[Job], None] = _spare.submit
+        self._engine: Engine | Workers = _spare  # by whose workers it hands on
 
     def use(self, engine: Engine | None) -> None:
         """Hands on by the workers of an engine, so that closing its bus waits for what is held."""
         if engine is not None:
-            self._limit, self._submit = engine.limit, engine.submit
+            self._engine = engine
 
     def on_next(self, value: Any) -> None:
         self._put(lambda: self.observer.on_next(value), counts=True)
@@ -230,15 +240,18 @@ class Buffer:
         if self._submitted:
             return
         self._submitted = True
-        if self._limit == 0:
-            here.later.append(PutOff(self._hand_on_all, self._submit))
+        engine = self._engine
+        if engine.limit == 0:
+            here.later.append(PutOff(self._hand_on_all, engine.submit))
             run_later(here)  # on a thread that delivers nothing
             return
         try:
-            self._submit(self._hand_on_all)
+            begun = engine.submit(self._hand_on_all)
         except BaseException:  # interrupted: it may not be on its way
             self._submitted = False
             raise
+        if not begun:
+            ring_all(self._at_the_door)
 
     def _wait_and_enter(self, item: _Item, here: Here) -> bool:
         """Waits for room; False where the buffer has been stopped."""
@@ -264,7 +277,7 @@ class Buffer:
         while not (entered := self._enter(item)) and not self._stopped:
             self._begin(here)
             # A full pool must not keep us waiting for a worker.
-            if self._limit is None or not self._hand_on():
+            if not is_limited(self._engine) or not self._hand_on():
                 bell.wait()
         return entered
 
@@ -290,8 +303,8 @@ class Buffer:
 
     def _published(self) -> list[Pending]:
         """The deliveries that the item in hand waits for, by what its handler publishes. Under the lock."""
-        fan = None if self._in_hand is None else self._in_hand.fan
-        return [] if fan is None else _pending(fan)
+        fans = [] if self._in_hand is None else list(self._in_hand.fans)
+        return [pair for fan in fans for pair in _pending(fan)]
 
     def _hand_on_all(self) -> None:
         here = local.here
@@ -323,7 +336,7 @@ class Buffer:
         finally:
             if item is not None:
                 self._handing, self._in_hand = False, None
-                if self._limit is not None:
+                if is_limited(self._engine):
                     ring_all(self._at_the_door)  # who waits there may have to go on, as all workers may be waiting
         return True
 

@@ -23,7 +23,7 @@ from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, c
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c
 from rxbus._handover import hand, hand_over
-from rxbus._here import Here, PutOff, Reentered, local, pass_on_later, run_later
+from rxbus._here import Here, PutOff, Reentered, is_limited, local, pass_on_later, run_later
 from rxbus._lane import Entry, Lane, check_result, deliver, drop
 from rxbus._log import Hub, Log, Retired
 from rxbus._observer import Feed
@@ -99,7 +99,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
                 here.kept = False
             elif not given:
                 lane.free = True
-        if fan is not None and hub.engine.limit is not None:
+        if fan is not None and is_limited(hub.engine):
             here.owed[fan] = None
         lane.visit()
         if here.later:
@@ -140,7 +140,8 @@ def publish_to_all(log: Log, payload: Any, *, timeout: float | None = None, raw:
 
 
 def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = None, raw: bool = False) -> Receipt:
-    deadline = None if timeout is None else log.hub.engine.time.monotonic() + timeout
+    engine = log.hub.engine
+    deadline = None if timeout is None else engine.time.monotonic() + timeout
     outer = here.fan if here.feed is None else current_fan_out(here)
     # With `outer` and in no handler, a destructor publishes between two lines of a round.
     before = None if outer is None else (here.feed, here.event, outer, here.delivery)
@@ -150,7 +151,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
     try:
         try:
             fan = log.append(here, payload, raw, _get_running_loop())
-            if log.hub.engine.limit is not None:
+            if engine.limit is not None or engine.short:  # `is_limited`, without the call
                 here.owed[fan] = None
             here.origin = None  # its handlers' publishes are caused by this event
             event = fan.event
@@ -177,6 +178,8 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             here.origin = origin
             here.begun = begun
             if here.later:
+                if fan is not None and is_limited(engine):  # perhaps since just now
+                    here.owed[fan] = None
                 run_later(here)
         if fan.wait is None and done == len(fan.feeds):
             entry.fan = None
@@ -192,6 +195,8 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
                 here.owed.pop(fan, None)
             if before is not None:
                 fan.parent = fan.by = None
+            if fan.origin is not None:
+                fan.origin.fans.pop(fan, None)
             if fan.below:
                 fan.below = ()
 
@@ -205,10 +210,14 @@ def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool)
                 feed.lane.inbox.append((feed, fan.id))
                 here.later.append(PutOff(feed.lane.visit, feed.lane.engine.submit))
             return 0
-        if remote and log.hub.engine.limit != 0:
+        engine = log.hub.engine
+        if remote and engine.limit != 0:
+            wait = fan.waiting()
             # In a limited pool a nested one does it itself, late or not: its own handler may be what fills the pool.
-            fan.waiting().serves = log.hub.engine.limit is not None and fan.root is not None
+            within = fan.root is not None or fan.origin is not None or here.depth > 1
+            wait.serves = within and is_limited(engine)
             hand_over(fan)
+            wait.serves = within and is_limited(engine)  # there may have been too few threads for the first time
             return 0
         return round_lanes(log, here, entry, fan)
     finally:
@@ -346,8 +355,6 @@ def _settle(log: Log, event: Any, fan: FanOut, deadline: float | None, timeout: 
             in_time = wait.sleep(deadline, engine.time)
         finally:
             engine.waiting.pop(fan, None)
-            if fan.origin is not None and fan.origin.fan is fan:
-                fan.origin.fan = None
             wait.leave(engine.submit)
     return outcome(log.name, event, fan, count, in_time, timeout)
 

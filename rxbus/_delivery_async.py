@@ -12,7 +12,7 @@ from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, work_for_
 from rxbus._delivery import give_up, round_lanes
 from rxbus._fan_out import FanOut, Wait, ledger
 from rxbus._handover import hand_over
-from rxbus._here import Engine, Once, Time, local, run_later
+from rxbus._here import Engine, Once, Time, is_limited, local, run_later
 from rxbus._lane import Entry
 from rxbus._log import Log, Retired
 from rxbus._outcome import nobody, outcome
@@ -79,7 +79,8 @@ async def _wait(wait: Wait, rung: asyncio.Event, deadline: float | None, clock: 
 def _place_in_pool(engine: Engine) -> Delivery | None:
     """In a limited pool, all workers may be waiting for this very coroutine, and have to do its work: what it is of."""
     place = coroutine_place.get()
-    return place if engine.limit and isinstance(place, Delivery) and not place.ended else None
+    pooled = engine.limit != 0 and is_limited(engine)
+    return place if pooled and isinstance(place, Delivery) and not place.ended else None
 
 
 def _begin_round(log: Log, entry: Entry, fan: FanOut, place: Delivery | None) -> None:
@@ -92,9 +93,18 @@ def _begin_round(log: Log, entry: Entry, fan: FanOut, place: Delivery | None) ->
             context.run(_round_async, log, entry, fan)
 
     if place is not None:
-        place.publisher().offer(begin)
-        place.feed.lane.demand(begin)
-    log.hub.engine.submit(begin)
+        _tell(begin, place)
+    begun = log.hub.engine.submit(begin)
+    if not begun and place is None and (place := _place_in_pool(log.hub.engine)) is not None:
+        fan.waiting().behind = place.publisher()  # there has been a thread each time, till now
+        _tell(begin, place)
+    if not begun and local.here.feed is not None:  # its handler runs this very loop, and all workers may wait for that
+        begin()
+
+
+def _tell(begin: Callable[[], None], place: Delivery) -> None:
+    place.publisher().offer(begin)
+    place.feed.lane.demand(begin)
 
 
 def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from rxbus._bell import Bell
-from rxbus._here import Frame, Here, Job, Origin, Time, Trail, local
+from rxbus._here import Frame, Here, Job, Origin, Time, Trail, is_limited, local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
@@ -154,7 +154,7 @@ class FanOut(msgspec.Struct, eq=False):
                     self.event = self.context = None
                     self.feeds = ()
         del held
-        if wait.count > 0 and self.log.hub.engine.limit is not None:
+        if wait.count > 0 and is_limited(self.log.hub.engine):
             wait.ring()  # whoever waits for the tree waits for this too now, and may have to do it itself
 
     def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None, counts: bool = True) -> None:
@@ -317,7 +317,7 @@ class Wait:
         waits, ahead = {self}, [self]
         while ahead:
             wait = ahead.pop()
-            for fan in [fan for fan in list(wait.fans) if fan.log.hub.engine.limit is not None]:
+            for fan in [fan for fan in list(wait.fans) if is_limited(fan.log.hub.engine)]:
                 yield fan
                 for lane in {feed.lane for feed in fan.feeds} - lanes:
                     lanes.add(lane)

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from rxbus._fan_out import FanOut, ledger
-from rxbus._here import Engine, Once
+from rxbus._here import Engine, Once, is_limited
 
 if TYPE_CHECKING:
     from rxbus._lane import Lane
@@ -44,11 +44,22 @@ class Handover:
 
     def begin(self, engine: Engine) -> None:
         """Has it made by who comes first."""
-        by = self._fan.by
-        if engine.limit is not None and not self.wait.offer(self) and by is not None:  # a coroutine waits, no thread
+        told = is_limited(engine)
+        if told:
+            self._tell()
+        if engine.submit(self) or told:
+            return
+        if not self._tell():  # as in a limited pool, a nested publisher does it itself, late or not
+            self.wait.serves = True
+            self()
+
+    def _tell(self) -> bool:
+        """Has who waits for it make it; False where none will."""
+        by, told = self._fan.by, self.wait.offer(self)
+        if not told and by is not None:  # a coroutine waits, no thread
             self._by = by.lane
             by.lane.demand(self)
-        engine.submit(self)
+        return told
 
     def drop(self) -> None:
         """The publisher waits for it no longer, unless the delivery has taken over its claim."""
@@ -64,7 +75,7 @@ def hand(feed: Feed, fan: FanOut) -> None:
     engine = feed.lane.engine
     if fan.root is None:
         feed.lane.call((feed, fan.id))
-        if engine.limit is not None:  # a full pool must not keep a publisher waiting that could do it itself
+        if is_limited(engine):  # a full pool must not keep a publisher waiting that could do it itself
             fan.waiting().offer(feed.lane.visit)
         return
     Handover(feed, fan).begin(engine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
@@ -98,6 +98,7 @@ class Engine(Protocol):
     """What delivery and operators need of the scheduler above them."""
 
     limit: int | None  # of workers; 0: everything on the publishing thread
+    short: list[None]  # empty as long as the system has had a thread for each worker; see `is_limited`
     handoff_after: float
     monitor: Monitor
     time: Time
@@ -105,8 +106,36 @@ class Engine(Protocol):
     outside: dict[Outside, AbstractEventLoop | None]  # what is owed by no lane's turn, and by which event loop
     guards: list[Any]  # its RLocks, which no thread may hold while it waits
 
-    def submit(self, job: Job) -> None:
-        """Runs a job on a worker; on the calling thread where there are none."""
+    def submit(self, job: Job) -> bool:
+        """Runs a job on a worker; on the calling thread where there are none.
+
+        False where it may have to wait, for a place or until the thread is in the midst of nothing: who waits for what
+        it does has to be told, and to do it.
+        """
+        ...
+
+
+class Pool(Protocol):
+    """What tells whether there are always threads for jobs."""
+
+    @property
+    def limit(self) -> int | None:
+        """The most workers there are; None where there is no limit."""
+        ...
+
+    @property
+    def short(self) -> list[None]:
+        """See `Engine`."""
+        ...
+
+
+def is_limited(pool: Pool) -> bool:
+    """Whether a job may have to wait for a thread, while those there are may be waiting for just that job.
+
+    Whoever waits for it does it then. So it is from the moment on in which the system had no thread left: each job that
+    finds one is done at once still, but those that do not must not be waited for in vain.
+    """
+    return pool.limit is not None or bool(pool.short)
 
 
 class Here:
@@ -153,7 +182,7 @@ class Here:
         self.outer: list[FanOut] = []
         self.wait: Wait | None = None  # what it waits for, and serves meanwhile
         self.waits: list[Frame] = []  # where its publishes wait, the outermost first
-        self.owed: dict[FanOut, None] = {}  # where there are no workers: its publishes, which only it can serve
+        self.owed: dict[FanOut, None] = {}  # where there may be no workers: its publishes, which only it can serve
         self.later: list[PutOff] = []  # what it must not do inside a handler, until it is in none
         self.origin: Origin | None = None  # what a buffer has let go of and this thread carries on with, in no handler
         self.loop: AbstractEventLoop | None = None  # needed by what is being attached
@@ -220,7 +249,7 @@ class Origin(msgspec.Struct, eq=False):
     trail: Trail | None
     chain: int
     holder: Holder
-    fan: FanOut | None = None  # what the handler that has it publishes now
+    fans: dict[FanOut, None] = msgspec.field(default_factory=dict)  # what its handler, or what works for it, publishes
 
     ended: ClassVar[bool] = False
 
@@ -279,9 +308,11 @@ def pass_on_later(here: Here, by: Callable[[Job], object] = _do) -> int:
     Args:
         here: That thread's place.
         by: Does the passing on, and with it the job, where that one's bus has no workers.
+
+    Not the thread itself in the midst of something: where there is no worker, it would put it off again and again.
     """
     passed = 0
-    while (put_off := _put_off_first(here)) is not None:
+    while (put_off := _put_off_first(here)) is not None and not (here is local.here and _is_busy(here)):
         by(partial(put_off.submit, put_off.job))
         passed += 1
         with suppress(ValueError):
@@ -299,19 +330,58 @@ def _do_later(here: Here) -> None:
 
 def may_do_later(here: Here) -> bool:
     """Whether there is something put off, and the thread in the midst of no handler, round, or item of a buffer."""
-    busy = here.feed is not None or here.fan is not None or here.origin is not None or here.depth > 0
-    return bool(here.later) and not busy
+    return bool(here.later) and not _is_busy(here)
+
+
+def _is_busy(here: Here) -> bool:
+    return here.feed is not None or here.fan is not None or here.origin is not None or here.depth > 0
 
 
 def run_later(here: Here) -> None:
     """Does what was put off, unless the thread is in the midst of something still."""
     if not may_do_later(here):
         return
-    here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
+    depth = here.depth
     try:
+        here.depth += 1  # what it publishes is nested in this loop: else chains would recurse through it
         _do_later(here)
     except BaseException:  # interrupted: a worker does the rest
+        here.depth = depth  # or this thread, where there is none
         pass_on_later(here)
         raise
     finally:
-        here.depth -= 1
+        here.depth = depth
+
+
+def do_without(jobs: Iterable[Job], submit: Callable[[Job], object]) -> None:
+    """No other thread can do some jobs: does them, as soon as this one is in the midst of nothing.
+
+    Not at once: inside a handler, they would wait for what goes on only when that has returned.
+    """
+    here = local.here
+    for job in jobs:
+        here.later.append(PutOff(_alone(job, submit), submit))
+    run_later(here)
+
+
+def _alone(job: Job, submit: Callable[[Job], object]) -> Job:
+    """Has a job done by one thread, though the monitor may pass it on, and by that alone: it leaves no mail to others.
+
+    The bus that is being closed waits for it; were it begun twice, the end of the one would be taken for the other's.
+    """
+    right = Once()
+
+    def run() -> None:
+        here = local.here
+        outer = here.wait
+        if right.take():
+            try:
+                here.wait = None
+                job()
+            except BaseException:  # interrupted
+                submit(job)
+                raise
+            finally:
+                here.wait = outer
+
+    return run

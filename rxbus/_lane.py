@@ -16,6 +16,7 @@ import threading
 from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ import msgspec
 from rxbus._acknowledgement import Claim, Delivery
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
-from rxbus._here import Engine, Here, Trail, local, places, run_later
+from rxbus._here import Engine, Here, Trail, is_limited, local, places, run_later
 from rxbus._span import Span
 from rxbus._turn import GIL, LockTurn
 from rxbus.errors import RxBusError
@@ -137,7 +138,8 @@ class Lane:
         if getattr(self, "free", False) and not self.called:
             self.called = True
             try:
-                self.engine.submit(self.answer)
+                if not self.engine.submit(self.answer):
+                    self._tell()
             except BaseException:  # interrupted: it may not be on its way
                 self.called = False
                 raise
@@ -181,8 +183,8 @@ class Lane:
             return
         if loop is None or self.engine.limit == 0 or not isinstance(mail, tuple) or mail[0].loop is loop:
             self.visit()
-        else:
-            self.engine.submit(self.visit)  # a loop's thread is not for handlers that could block it
+        elif not self.engine.submit(self.visit):  # a loop's thread is not for handlers that could block it
+            self._tell()
 
     def _drain(self, here: Here) -> bool:
         """In the turn: handles mail until there is none; True where what is left is for another thread."""
@@ -212,36 +214,37 @@ class Lane:
         return False
 
     def _pass_on(self) -> None:
-        """Finds another thread for the mail: the publisher that waits for the first of it, else a worker.
-
-        In a limited pool all that wait for some of it are told: its workers may be among them.
-        """
-        if self.engine.limit is not None:
-            for awaited in self.awaited():
-                awaited.offer(self.visit)
-            self.engine.submit(self.visit)
-            return
-        try:
-            mail = self.inbox[0]
-        except IndexError:
-            return
-        head = mail[0].cursor.next if isinstance(mail, tuple) else None
-        fan = None if head is None else head.fan
-        if fan is not None:
-            wait = fan.top.wait
+        """Finds another thread for the mail: the publisher that waits for the first of it, else a worker."""
+        limited = is_limited(self.engine)
+        if limited:
+            self._tell()
+        else:
+            try:
+                mail = self.inbox[0]
+            except IndexError:
+                return
+            head = mail[0].cursor.next if isinstance(mail, tuple) else None
+            wait = None if head is None or head.fan is None else head.fan.top.wait
             if wait is not None and wait.offer(self.visit, if_idle=True):
                 return
-        self.engine.submit(self.visit)
+        if not self.engine.submit(self.visit) and not limited:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Has all that wait for some of the mail do it: in a limited pool, its workers may be among them."""
+        for awaited in self.awaited():
+            awaited.offer(self.visit)
 
     def awaited(self) -> dict[Wait, None]:
         """What the publishers wait for whose events lie in the inbox."""
         waits: dict[Wait, None] = {}
-        for mail in list(self.inbox):
-            entry = mail[0].cursor.next if isinstance(mail, tuple) else None
-            while entry is not None and isinstance(mail, tuple) and entry.id <= mail[1]:
+        mails = [mail for mail in list(self.inbox) if isinstance(mail, tuple)]
+        for feed, id in dict(sorted(mails, key=itemgetter(1))).items():  # not mail by mail: a backlog may be long
+            entry = feed.cursor.next
+            while entry is not None and entry.id <= id:
                 fan = entry.fan
                 # Not for what has lapsed: a publisher that waits for no more would offer it to itself for ever.
-                if fan is not None and mail[0] not in (fan.lapsed or ()):
+                if fan is not None and feed not in (fan.lapsed or ()):
                     waits[fan.top.waiting()] = None
                 entry = entry.next
         return waits
@@ -403,4 +406,4 @@ def _others(here: Here, own: FanOut | None, head: Entry) -> bool:
     wait = here.wait
     if wait is None or fan.top.wait is wait:
         return False
-    return wait.count <= 0 or (here.origin is not None and fan.log.hub.engine.limit is None)  # else there may be none
+    return wait.count <= 0 or (here.origin is not None and not is_limited(fan.log.hub.engine))  # else there may be none

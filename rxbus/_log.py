@@ -323,7 +323,7 @@ class Log:
                 fan.trail = Trail(origin.log, origin.id, origin.trail)
                 fan.origin = here.origin or (None if parent is None else parent.origin)
                 if here.origin is not None:
-                    here.origin.fan = fan
+                    here.origin.fans[fan] = None
                 fan.parent = parent
                 fan.by = here.feed
                 fan.root = None if parent is None else parent.top

@@ -19,7 +19,7 @@ from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 from rxbus._acknowledgement import Acknowledgement, Delivery, Outside, current_place, work_for
 from rxbus._clock import Clock
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
-from rxbus._here import Job, Once, Origin, PutOff, Time, Timed, local, run_later
+from rxbus._here import Job, Once, Origin, PutOff, Time, Timed, is_limited, local, run_later
 from rxbus._virtual import VirtualClock, VirtualTime
 from rxbus._watch import Watch
 from rxbus._workers import Workers
@@ -79,8 +79,9 @@ class BlockingScheduler(PeriodicScheduler):
     def _begin(self) -> None:
         self.waiting: dict[FanOut, None] = {}
         self.outside: dict[Outside, AbstractEventLoop | None] = {}
-        self._workers = Workers(self.limit)
         self.time: Time = Clock() if self._virtual is None else VirtualTime(self._virtual, self.outside)
+        self._workers = Workers(self.limit, lend=self.time.lend)
+        self.short = self._workers.short
         self.monitor = self.time.watch(self.handoff_after, Watch(self, self.handoff_after, self.stall_after))
         self.guards = [self._workers.lock, self.monitor.lock, self.time.lock]
         self._closing = False  # what is scheduled outside of a delivery is given up
@@ -106,12 +107,12 @@ class BlockingScheduler(PeriodicScheduler):
         """How many worker threads there are."""
         return self._workers.count
 
-    def submit(self, job: Job) -> None:
-        """Runs a job on a worker; on the calling thread where there are none."""
+    def submit(self, job: Job) -> bool:
+        """Runs a job on a worker; on the calling thread where there are none. False where it may have to wait."""
         if self.limit == 0:
             job()
-        else:
-            self._workers.submit(job)
+            return True
+        return self._workers.submit(job)
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits until no worker has anything to do; False when so many seconds have passed."""
@@ -243,19 +244,29 @@ class _Scheduled:
     def due(self) -> None:
         """Has it run now: on a worker, or by the publisher that waits for it."""
         scheduler, delivery = self._scheduler, self._delivery
-        if scheduler.limit is not None and delivery is not None:
-            offered = delivery.publisher().offer(self._run)
-            delivery.feed.lane.demand(self._run)  # the nested publisher may have gone, late
-            if offered and scheduler.limit == 0:
-                return
+        told = is_limited(scheduler) and delivery is not None
+        offered = delivery is not None and told and self._offer(delivery)
         if scheduler.limit != 0:
-            scheduler.submit(self._run)
-        elif isinstance(self._place, Origin):  # closing waits for what a thread has put off
+            begun = scheduler.submit(self._run)
+            if not begun and not told and delivery is not None:  # there has been a thread each time, till now
+                self._offer(delivery)
+        elif not offered:
+            self._do_here()
+
+    def _do_here(self) -> None:
+        place = self._place
+        if isinstance(place, Origin):  # closing waits for what a thread has put off
             here = local.here
-            here.later.append(PutOff(self._run, self._place.engine.submit))
+            here.later.append(PutOff(self._run, place.engine.submit))
             run_later(here)
         else:
             CurrentThreadScheduler.singleton().schedule(lambda *_: self._run())
+
+    def _offer(self, delivery: Delivery) -> bool:
+        """Has who waits for it do it; says whether its publisher will."""
+        offered = delivery.publisher().offer(self._run)
+        delivery.feed.lane.demand(self._run)  # the nested publisher may have gone, late
+        return offered
 
     def _run(self) -> None:
         here = local.here

@@ -20,7 +20,7 @@ import msgspec
 from rxbus._acknowledgement import Outside
 from rxbus._fan_out import FanOut, ledger, logger, pending
 from rxbus._handover import hand_over
-from rxbus._here import Engine, Here, pass_on_later, places
+from rxbus._here import Engine, Here, is_limited, pass_on_later, places
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ class Watch:
                 one = one.parent
         # What a waiting publisher was offered waits behind the handler that it is stuck in. Not with a limited pool:
         # there it is the one thread that is sure to come to it.
-        if here.wait is not None and self._engine.limit is None:
-            handed += here.wait.pass_on(self._engine.submit)
+        wait = here.wait  # once: it is another thread's
+        if wait is not None and not is_limited(self._engine):
+            handed += wait.pass_on(self._engine.submit)
         return handed + pass_on_later(here, self._engine.submit) > 0
 
     def _tell(self, publishes: dict[int, tuple[Any, str]], now: float) -> None:

@@ -7,10 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from time import monotonic
 
-from rxbus._bell import Bell, ring_all
-from rxbus._here import Engine, Job, local
+from rxbus._bell import Bell, ring_all, wait_until
+from rxbus._here import Engine, Job, do_without, local
 
 logger = logging.getLogger("rxbus")
 
@@ -99,11 +98,16 @@ class Workers:
     Args:
         limit: The most threads at a time; None: no limit, 0: none at all.
         name: What the names of the threads begin with.
+        lend: Called before the calling thread does what a worker was to do.
     """
 
-    def __init__(self, limit: int | None, name: str = "rxbus-worker") -> None:
+    def __init__(
+        self, limit: int | None, name: str = "rxbus-worker", lend: Callable[[], object] = lambda: None
+    ) -> None:
         self.limit = limit
+        self.short: list[None] = []  # see `Engine`
         self._name = name
+        self._lend = lend
         # Guards all fields below; held for a few statements. An RLock, since the garbage collector may run a destructor
         # that publishes. No thread is started under it: whoever starts one waits until it has come, and the collector
         # may run such a destructor on that one right before.
@@ -119,9 +123,10 @@ class Workers:
         """How many threads there are."""
         return len(self._threads)
 
-    def submit(self, job: Job) -> None:
-        """Runs a job on a worker, at once unless the limit is reached."""
+    def submit(self, job: Job) -> bool:
+        """Runs a job on a worker, at once unless the limit is reached or there is no thread; see `Engine`."""
         new: Worker | None = None
+        begun = True
         here = local.here
         holding = here.holding
         try:
@@ -136,6 +141,7 @@ class Workers:
                     self._threads[new] = None
                 else:
                     self._jobs.append(job)
+                    begun = False
             started = new is None or new.start()
         except BaseException:  # interrupted: whether it runs is not known
             if new is not None:
@@ -145,16 +151,22 @@ class Workers:
             here.holding = holding
         if new is not None and not started:
             self._do_without(new, job)
+        return begun and started
 
     def _do_without(self, worker: Worker, job: Job) -> None:
-        """The system has no thread left: does what a worker was to do, and what has been left for it meanwhile."""
+        """The system has no thread left: leaves a job to the workers there are; else the calling thread does it."""
+        self.short[:] = [None]
         logger.warning("no worker thread can be started: a handler runs on the thread of its publisher")
         with self.lock:
             self._threads.pop(worker, None)
-            left, self._jobs = ([], self._jobs) if self._threads else ([*self._jobs], deque())
+            self._jobs.appendleft(job)
+            left: deque[Job] = deque()
+            if not self._threads:  # what had been left for this one, too
+                left, self._jobs = self._jobs, left
             ring_all(self._joining)
-        for one in (job, *left):
-            one()
+        if left:
+            self._lend()
+            do_without(left, self.submit)
 
     def is_worker(self) -> bool:
         """Whether the calling thread is one of them."""
@@ -162,7 +174,7 @@ class Workers:
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits until no worker has anything to do; False when so many seconds have passed."""
-        return _wait(lambda: len(self._idle) == len(self._threads) and not self._jobs, self._joining, timeout)
+        return wait_until(lambda: len(self._idle) == len(self._threads) and not self._jobs, self._joining, timeout)
 
     def close(self) -> None:
         """Ends the threads once they have done what there is; those that are needed later end when they are idle."""
@@ -181,7 +193,7 @@ class Workers:
                 self._join(worker)
 
     def _join(self, worker: Worker) -> None:
-        _wait(lambda: not self._closed or worker not in self._threads, self._joining, None)
+        wait_until(lambda: not self._closed or worker not in self._threads, self._joining, None)
         if worker not in self._threads and worker.thread.ident is not None:  # else it could not be started
             worker.thread.join()
 
@@ -237,6 +249,7 @@ class Crew:
 
     def __init__(self, engine: Engine) -> None:
         self.limit = engine.limit
+        self.short = engine.short
         self.handoff_after = engine.handoff_after
         self.monitor = engine.monitor
         self.time = engine.time
@@ -247,7 +260,7 @@ class Crew:
         self._open: dict[object, None] = {}  # what has been submitted and is not done
         self._joining: list[Bell] = []  # rung when nothing is
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job) -> bool:
         """See `Engine`."""
         mark = object()
 
@@ -259,7 +272,7 @@ class Crew:
 
         self._open[mark] = None
         try:
-            self._submit(run)
+            return self._submit(run)
         except BaseException:  # interrupted: it may never run
             self._end(mark)
             raise
@@ -271,25 +284,7 @@ class Crew:
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits until nothing that was submitted is open; False when so many seconds have passed."""
-        return _wait(lambda: not self._open, self._joining, timeout)
-
-
-def _wait(done: Callable[[], bool], bells: list[Bell], timeout: float | None) -> bool:
-    """Waits until something is done, looking each time that one of the bells rings."""
-    deadline = None if timeout is None else monotonic() + timeout
-    bell = Bell()
-    bells.append(bell)
-    try:
-        return _until(done, bell, deadline)
-    finally:
-        bells.remove(bell)
-
-
-def _until(done: Callable[[], bool], bell: Bell, deadline: float | None) -> bool:
-    while not done():
-        if not bell.wait(None if deadline is None else deadline - monotonic()):
-            return done()
-    return True
+        return wait_until(lambda: not self._open, self._joining, timeout)
 
 
 class Monitor:

@@ -1670,3 +1670,41 @@ async def test_a_task_that_cannot_be_made_fails_the_publish(abus: EventBus) -> N
             assert "no such task" in str(caught.value.exceptions[0])
     finally:
         loop.set_task_factory(None)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.rxbus_allow("failures")
+def test_a_ring_is_seen_though_an_action_of_its_handler_publishes_too(
+    bus: EventBus, spawn: Callable[..., Future[Any]]
+) -> None:
+    held, ring, action, go = (threading.Event() for _ in range(4))
+    errors: list[BaseException] = []
+
+    def hold(event: Event[Any]) -> None:
+        if event.payload == "hold":
+            held.set()
+            assert action.wait(PATIENCE)
+            bus.publish("a", 1)
+            bus.publish("a", 2)  # waits for room, in the turn that the handler of the item in hand waits for
+
+    def act(*_: Any) -> None:
+        assert ring.wait(PATIENCE)
+        bus.publish("c")
+
+    def handle(event: Event[Any]) -> None:
+        if event.payload == 0:
+            bus.scheduler.schedule(act)
+            with pytest.raises(PublishError) as caught:
+                bus.publish("b", "ring")
+            errors.extend(caught.value.exceptions)
+
+    bus.subscribe("a").pipe(buffered(1)).subscribe(handle)
+    bus.subscribe("b").subscribe(hold)
+    bus.subscribe("b").subscribe(lambda event: ring.set() if event.payload == "ring" else None)
+    bus.subscribe("c").subscribe(lambda event: (action.set(), go.wait(PATIENCE)))
+    holding = spawn(bus.publish, "b", "hold")
+    assert held.wait(PATIENCE)
+    bus.publish("a", 0)
+    holding.result(PATIENCE)
+    go.set()
+    assert [type(error) for error in errors] == [BufferOverflow]

@@ -92,7 +92,7 @@ def test_the_worker_that_was_idle_for_the_shortest_time_is_used_again(workers: W
         workers.submit(job)
         assert job.begun.wait(PATIENCE)
     finish(second)
-    assert _workers._wait(lambda: len(workers._idle) == 1, workers._joining, PATIENCE)
+    assert _workers.wait_until(lambda: len(workers._idle) == 1, workers._joining, PATIENCE)
     finish(first)
     workers.join()
     assert run(workers) is first.thread
