@@ -265,7 +265,7 @@ class Buffer:
             self._begin(here)
             # A full pool must not keep us waiting for a worker.
             if self._limit is None or not self._hand_on():
-                bell.wait()
+                here.rest(bell.wait)
         return entered
 
     def _leave_the_door(self, bell: Bell, here: Here) -> None:

@@ -99,7 +99,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
                 here.kept = False
             elif not given:
                 lane.free = True
-        if fan is not None and hub.engine.limit is not None:
+        if fan is not None and hub.engine.limit == 0:
             here.owed[fan] = None
         lane.visit()
         if here.later:
@@ -150,7 +150,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
     try:
         try:
             fan = log.append(here, payload, raw, _get_running_loop())
-            if log.hub.engine.limit is not None:
+            if log.hub.engine.limit == 0:
                 here.owed[fan] = None
             here.origin = None  # its handlers' publishes are caused by this event
             event = fan.event

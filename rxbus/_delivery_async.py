@@ -8,11 +8,11 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, work_for_coroutine
+from rxbus._acknowledgement import Receipt, work_for_coroutine
 from rxbus._delivery import give_up, round_lanes
 from rxbus._fan_out import FanOut, Wait, ledger
 from rxbus._handover import hand_over
-from rxbus._here import Engine, Once, Time, local, run_later
+from rxbus._here import Time, local, run_later
 from rxbus._lane import Entry
 from rxbus._log import Log, Retired
 from rxbus._outcome import nobody, outcome
@@ -41,13 +41,12 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         wait.count += 1  # the round itself
         wait.serves = engine.limit == 0
         wait.wake = lambda: _call_soon(loop, settled.set)
-        place = _place_in_pool(engine)
-        wait.behind = None if place is None else place.publisher()
     if engine.limit == 0:
         here.owed[fan] = None
     try:
         if timeout is None or engine.limit == 0:
-            _begin_round(log, entry, fan, place)
+            context = copy_context()
+            engine.submit(lambda: context.run(_round_async, log, entry, fan))
         else:
             hand_over(fan)
             _end_round_async(fan)
@@ -76,31 +75,10 @@ async def _wait(wait: Wait, rung: asyncio.Event, deadline: float | None, clock: 
             return wait.count <= 0
 
 
-def _place_in_pool(engine: Engine) -> Delivery | None:
-    """In a limited pool, all workers may be waiting for this very coroutine, and have to do its work: what it is of."""
-    place = coroutine_place.get()
-    return place if engine.limit and isinstance(place, Delivery) and not place.ended else None
-
-
-def _begin_round(log: Log, entry: Entry, fan: FanOut, place: Delivery | None) -> None:
-    context, once = copy_context(), Once()
-
-    def begin() -> None:
-        if place is not None:
-            place.feed.lane.due.pop(begin, None)
-        if once.take():
-            context.run(_round_async, log, entry, fan)
-
-    if place is not None:
-        place.publisher().offer(begin)
-        place.feed.lane.demand(begin)
-    log.hub.engine.submit(begin)
-
-
 def _round_async(log: Log, entry: Entry, fan: FanOut) -> None:
     here = local.here
     before = here.feed, here.event, here.fan, here.delivery, here.origin
-    here.origin = None  # it may be a publisher that helps, with a buffer's item in hand
+    here.origin = None  # its handlers' publishes are caused by this event
     here.depth += 1
     try:
         round_lanes(log, here, entry, fan)

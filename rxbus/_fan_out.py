@@ -154,7 +154,7 @@ class FanOut(msgspec.Struct, eq=False):
                     self.event = self.context = None
                     self.feeds = ()
         del held
-        if wait.count > 0 and self.log.hub.engine.limit is not None:
+        if wait.count > 0 and self.log.hub.engine.limit == 0:
             wait.ring()  # whoever waits for the tree waits for this too now, and may have to do it itself
 
     def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None, counts: bool = True) -> None:
@@ -225,7 +225,7 @@ def _pending(fans: list[FanOut]) -> list[Pending]:
 class Wait:
     """What one publisher waits for."""
 
-    __slots__ = ("behind", "bell", "count", "failures", "fans", "gone", "idle", "jobs", "serves", "wake")
+    __slots__ = ("bell", "count", "failures", "fans", "gone", "idle", "jobs", "serves", "wake")
 
     def __init__(self) -> None:
         self.count = 0  # the events of the tree that have not ended, and what a nested publisher has begun itself
@@ -239,7 +239,6 @@ class Wait:
         self.jobs: deque[partial[object]] = deque()
         self.bell: Bell | None = None  # what wakes the publisher
         self.wake: Callable[[], object] | None = None  # instead of the bell, where no thread waits
-        self.behind: Wait | None = None  # in a limited pool, who waits for the coroutine that waits here
 
     def ring(self) -> None:
         """Has the publisher look. Not under the ledger."""
@@ -249,7 +248,7 @@ class Wait:
             self.wake()
 
     def offer(self, job: Job, if_idle: bool = False) -> bool:
-        """Gives the publisher something to do, or who waits for it; False where none will come to do it.
+        """Gives the publisher something to do; False where it will not come to do it.
 
         With `if_idle`, nobody else is going to do it: False, too, where none might come at once. One thing at a time,
         then: what a publisher is at work on may wait for just that which is left lying here meanwhile.
@@ -261,7 +260,7 @@ class Wait:
                 self.jobs.append(partial(job))
         if accepted:
             self.ring()
-        return accepted or (self.behind is not None and self.behind.offer(job, if_idle))
+        return accepted
 
     def sleep(self, deadline: float | None, clock: Time) -> bool:
         """Waits until nothing is missing and does meanwhile what is offered; False when the deadline has passed."""
@@ -284,7 +283,7 @@ class Wait:
         """No loop in the `try` of `sleep`: see `ledger`."""
         while not self._is_over(here):
             self.idle = True
-            rung = clock.wait(bell, deadline)
+            rung = here.rest(partial(clock.wait, bell, deadline))
             with ledger:  # from here on it is offered nothing more that it might not come to
                 self.idle = False
             if not rung:
@@ -300,7 +299,7 @@ class Wait:
         return self.count <= 0
 
     def _do_what_is_due(self) -> None:
-        """In a limited pool: does what the publisher waits for where nobody is at it, as all workers may be waiting.
+        """Where there are no workers: does what the publisher waits for where nobody is at it.
 
         That is what is due in a lane (see there), and events in lanes that are free.
         """
@@ -312,12 +311,12 @@ class Wait:
                     feed.lane.post((feed, fan.id))
 
     def _all_fans(self) -> Iterator[FanOut]:
-        """In a limited pool: the events that it waits for, and those of the deliveries that stand in line before."""
+        """Where there are no workers: the events that it waits for, and those of deliveries in line before its own."""
         lanes: set[Lane] = set()
         waits, ahead = {self}, [self]
         while ahead:
             wait = ahead.pop()
-            for fan in [fan for fan in list(wait.fans) if fan.log.hub.engine.limit is not None]:
+            for fan in [fan for fan in list(wait.fans) if fan.log.hub.engine.limit == 0]:
                 yield fan
                 for lane in {feed.lane for feed in fan.feeds} - lanes:
                     lanes.add(lane)

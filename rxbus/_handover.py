@@ -7,23 +7,21 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from rxbus._fan_out import FanOut, ledger
-from rxbus._here import Engine, Once
+from rxbus._here import Once
 
 if TYPE_CHECKING:
-    from rxbus._lane import Lane
     from rxbus._observer import Feed
 
 
 class Handover:
     """A delivery, claimed by a nested publisher, that a worker is to make, or a waiting publisher: who comes first."""
 
-    __slots__ = ("_by", "_fan", "_feed", "_right", "owed", "wait")
+    __slots__ = ("_fan", "_feed", "_right", "owed", "wait")
 
     def __init__(self, feed: Feed, fan: FanOut) -> None:
         self._feed = feed
         self._fan = fan
         self._right = Once()
-        self._by: Lane | None = None  # where it is due
         self.wait = wait = fan.waiting()
         with ledger:
             wait.count += 1
@@ -31,8 +29,6 @@ class Handover:
 
     def __call__(self) -> None:
         try:
-            if self._by is not None:
-                self._by.due.pop(self, None)
             if not self._right.take():
                 return
             self._feed.lane.serve(self._feed, self._fan, self)
@@ -41,14 +37,6 @@ class Handover:
             self.drop()
             self._feed.lane.engine.submit(self._feed.lane.visit)
             raise
-
-    def begin(self, engine: Engine) -> None:
-        """Has it made by who comes first."""
-        by = self._fan.by
-        if engine.limit is not None and not self.wait.offer(self) and by is not None:  # a coroutine waits, no thread
-            self._by = by.lane
-            by.lane.demand(self)
-        engine.submit(self)
 
     def drop(self) -> None:
         """The publisher waits for it no longer, unless the delivery has taken over its claim."""
@@ -67,7 +55,10 @@ def hand(feed: Feed, fan: FanOut) -> None:
         if engine.limit is not None:  # a full pool must not keep a publisher waiting that could do it itself
             fan.waiting().offer(feed.lane.visit)
         return
-    Handover(feed, fan).begin(engine)
+    job = Handover(feed, fan)
+    if engine.limit is not None:
+        job.wait.offer(job)
+    engine.submit(job)
 
 
 def hand_over(fan: FanOut, most: int | None = None) -> int:

@@ -67,8 +67,8 @@ class Lane:
         self.free = True
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
         self.deliveries: dict[Delivery, None] = {}  # those that are counted and have not ended; under the ledger
-        # In a limited pool: what its deliveries wait for and could run, scheduled actions and coroutines' publishes.
-        # Whoever waits for the lane may do it, and has to where all workers wait: its own publisher may have gone.
+        # Where there are no workers: scheduled actions that keep the turn and could run. Whoever waits for the lane may
+        # do them, and has to: their own publishers may have gone, or be stuck in something else.
         self.due: dict[Callable[[], None], None] = {}
         self.called = False  # a worker is on its way
         self.attachments: list[Attachment] = []  # what it is the lane of
@@ -125,7 +125,7 @@ class Lane:
             run_later(here)
 
     def demand(self, job: Callable[[], None]) -> None:
-        """In a limited pool: has those who wait for the lane, on whatever way, look at a job that is `due`."""
+        """Where there are no workers: has those who wait for the lane, on whatever way, look at a job that is `due`."""
         self.due[job] = None
         for here in list(places.values()):
             if (wait := here.wait) is not None:
@@ -214,9 +214,9 @@ class Lane:
     def _pass_on(self) -> None:
         """Finds another thread for the mail: the publisher that waits for the first of it, else a worker.
 
-        In a limited pool all that wait for some of it are told: its workers may be among them.
+        Where there are no workers, all that wait for some of it are told.
         """
-        if self.engine.limit is not None:
+        if self.engine.limit == 0:
             for awaited in self.awaited():
                 awaited.offer(self.visit)
             self.engine.submit(self.visit)
@@ -403,4 +403,4 @@ def _others(here: Here, own: FanOut | None, head: Entry) -> bool:
     wait = here.wait
     if wait is None or fan.top.wait is wait:
         return False
-    return wait.count <= 0 or (here.origin is not None and fan.log.hub.engine.limit is None)  # else there may be none
+    return wait.count <= 0 or (here.origin is not None and fan.log.hub.engine.limit != 0)  # else there may be none

@@ -42,8 +42,9 @@ class BlockingScheduler(PeriodicScheduler):
     during a delivery counts, guards such as `debounce`, `timeout` and `interval` want a scheduler of their own.
 
     Args:
-        max_workers: The most worker threads at a time. None: as many as observers block at once. 0: none, everything
-            runs on the publishing thread in the order of attachment; deterministic, for tests.
+        max_workers: The most worker threads that run at a time; one that waits for others, in a publish or for room in
+            a buffer, is not counted meanwhile. None: as many as observers block at once. 0: none, everything runs on
+            the publishing thread in the order of attachment; deterministic, for tests.
         handoff_after: Seconds after which a handler on its publisher's thread counts as slow: of waiting, or of
             computing. Where the system tells (Linux), a thread that could run and gets no processor is not slow.
         stall_after: Seconds after which a publish that does not end is logged, and again each time that has doubled.
@@ -245,7 +246,10 @@ class _Scheduled:
         scheduler, delivery = self._scheduler, self._delivery
         if scheduler.limit is not None and delivery is not None:
             offered = delivery.publisher().offer(self._run)
-            delivery.feed.lane.demand(self._run)  # the nested publisher may have gone, late
+            if scheduler.limit == 0:
+                delivery.feed.lane.demand(self._run)
+            elif not offered:  # the nested publisher has gone, late
+                delivery.fan.top.waiting().offer(self._run)
             if offered and scheduler.limit == 0:
                 return
         if scheduler.limit == 0:
