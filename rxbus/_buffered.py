@@ -278,7 +278,7 @@ class Buffer:
             self._begin(here)
             # A full pool must not keep us waiting for a worker.
             if not is_limited(self._engine) or not self._hand_on():
-                bell.wait()
+                here.rest(bell.wait)
         return entered
 
     def _leave_the_door(self, bell: Bell, here: Here) -> None:

@@ -23,7 +23,7 @@ from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, c
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c
 from rxbus._handover import hand, hand_over
-from rxbus._here import Here, PutOff, Reentered, is_limited, local, pass_on_later, run_later
+from rxbus._here import Here, PutOff, Reentered, is_alone, is_limited, local, pass_on_later, run_later
 from rxbus._lane import Entry, Lane, check_result, deliver, drop
 from rxbus._log import Hub, Log, Retired
 from rxbus._observer import Feed
@@ -99,7 +99,7 @@ def publish(log: Log, payload: Any, timeout: float | None = None) -> Receipt:
                 here.kept = False
             elif not given:
                 lane.free = True
-        if fan is not None and is_limited(hub.engine):
+        if fan is not None and is_alone(hub.engine):
             here.owed[fan] = None
         lane.visit()
         if here.later:
@@ -151,7 +151,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
     try:
         try:
             fan = log.append(here, payload, raw, _get_running_loop())
-            if engine.limit is not None or engine.short:  # `is_limited`, without the call
+            if engine.limit == 0 or engine.short:  # `is_alone`, without the call
                 here.owed[fan] = None
             here.origin = None  # its handlers' publishes are caused by this event
             event = fan.event
@@ -178,7 +178,7 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             here.origin = origin
             here.begun = begun
             if here.later:
-                if fan is not None and is_limited(engine):  # perhaps since just now
+                if fan is not None and is_alone(engine):  # perhaps since just now
                     here.owed[fan] = None
                 run_later(here)
         if fan.wait is None and done == len(fan.feeds):

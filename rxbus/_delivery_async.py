@@ -12,7 +12,7 @@ from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, work_for_
 from rxbus._delivery import give_up, round_lanes
 from rxbus._fan_out import FanOut, Wait, ledger
 from rxbus._handover import hand_over
-from rxbus._here import Engine, Once, Time, is_limited, local, run_later
+from rxbus._here import Engine, Once, Time, is_alone, local, run_later
 from rxbus._lane import Entry
 from rxbus._log import Log, Retired
 from rxbus._outcome import nobody, outcome
@@ -77,9 +77,9 @@ async def _wait(wait: Wait, rung: asyncio.Event, deadline: float | None, clock: 
 
 
 def _place_in_pool(engine: Engine) -> Delivery | None:
-    """In a limited pool, all workers may be waiting for this very coroutine, and have to do its work: what it is of."""
+    """Where threads are short, all may be waiting for this very coroutine, and have to do its work: what it is of."""
     place = coroutine_place.get()
-    pooled = engine.limit != 0 and is_limited(engine)
+    pooled = engine.limit != 0 and is_alone(engine)
     return place if pooled and isinstance(place, Delivery) and not place.ended else None
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from rxbus._bell import Bell
-from rxbus._here import Frame, Here, Job, Origin, Time, Trail, is_limited, local
+from rxbus._here import Frame, Here, Job, Origin, Time, Trail, is_alone, local
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
@@ -154,7 +154,7 @@ class FanOut(msgspec.Struct, eq=False):
                     self.event = self.context = None
                     self.feeds = ()
         del held
-        if wait.count > 0 and is_limited(self.log.hub.engine):
+        if wait.count > 0 and is_alone(self.log.hub.engine):
             wait.ring()  # whoever waits for the tree waits for this too now, and may have to do it itself
 
     def fail(self, error: BaseException, feed: Feed, wait: Wait | None = None, counts: bool = True) -> None:
@@ -239,7 +239,7 @@ class Wait:
         self.jobs: deque[partial[object]] = deque()
         self.bell: Bell | None = None  # what wakes the publisher
         self.wake: Callable[[], object] | None = None  # instead of the bell, where no thread waits
-        self.behind: Wait | None = None  # in a limited pool, who waits for the coroutine that waits here
+        self.behind: Wait | None = None  # where threads are short, who waits for the coroutine that waits here
 
     def ring(self) -> None:
         """Has the publisher look. Not under the ledger."""
@@ -284,7 +284,7 @@ class Wait:
         """No loop in the `try` of `sleep`: see `ledger`."""
         while not self._is_over(here):
             self.idle = True
-            rung = clock.wait(bell, deadline)
+            rung = here.rest(partial(clock.wait, bell, deadline))
             with ledger:  # from here on it is offered nothing more that it might not come to
                 self.idle = False
             if not rung:
@@ -300,7 +300,7 @@ class Wait:
         return self.count <= 0
 
     def _do_what_is_due(self) -> None:
-        """In a limited pool: does what the publisher waits for where nobody is at it, as all workers may be waiting.
+        """Where threads are short: does what the publisher waits for, as nobody else may come to it.
 
         That is what is due in a lane (see there), and events in lanes that are free.
         """
@@ -312,12 +312,12 @@ class Wait:
                     feed.lane.post((feed, fan.id))
 
     def _all_fans(self) -> Iterator[FanOut]:
-        """In a limited pool: the events that it waits for, and those of the deliveries that stand in line before."""
+        """Where threads are short: the events that it waits for, and those of the deliveries in line before its own."""
         lanes: set[Lane] = set()
         waits, ahead = {self}, [self]
         while ahead:
             wait = ahead.pop()
-            for fan in [fan for fan in list(wait.fans) if is_limited(fan.log.hub.engine)]:
+            for fan in [fan for fan in list(wait.fans) if is_alone(fan.log.hub.engine)]:
                 yield fan
                 for lane in {feed.lane for feed in fan.feeds} - lanes:
                     lanes.add(lane)

@@ -94,6 +94,16 @@ class Time(Protocol):
         """Waits until the threads have ended that were to end, and says which calls are lost. Can be made again."""
 
 
+class WorkerPool(Protocol):
+    """The workers that a thread is one of, no more of which may run at a time than a limit."""
+
+    def rest(self) -> None:
+        """The calling thread is going to wait for what others do: another may run instead."""
+
+    def go_on(self) -> None:
+        """It has waited, and runs again."""
+
+
 class Engine(Protocol):
     """What delivery and operators need of the scheduler above them."""
 
@@ -138,6 +148,11 @@ def is_limited(pool: Pool) -> bool:
     return pool.limit is not None or bool(pool.short)
 
 
+def is_alone(pool: Pool) -> bool:
+    """Whether a job may find no thread at all but those that wait for it: the system has none left, or there are none."""
+    return pool.limit == 0 or bool(pool.short)
+
+
 class Here:
     """Where a thread stands: what it delivers to whom. One per thread, so that a publish looks up just one thing."""
 
@@ -160,6 +175,7 @@ class Here:
         "origin",
         "outer",
         "owed",
+        "pool",
         "thread",
         "tracing",
         "trampoline",
@@ -189,11 +205,23 @@ class Here:
         self.hub: Hub | None = None  # of what has been attached last, and how that is called
         self.attached = ""
         self.cell: Cell | None = None  # the block in which it attaches; see `EventBus.cell`
+        self.pool: WorkerPool | None = None  # that it is a worker of, where there is a limit
         self.tracing = False  # it is telling tracers: what they publish is not traced
         self.thread = threading.get_ident()
         self.native = threading.get_native_id()
         self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
         places[self.thread] = self
+
+    def rest(self, wait: Callable[[], bool]) -> bool:
+        """Waits for what other threads do. A worker keeps no place in its pool meanwhile: they may need just that."""
+        pool = self.pool
+        if pool is None:
+            return wait()
+        pool.rest()
+        try:
+            return wait()
+        finally:
+            pool.go_on()
 
 
 class PutOff:

@@ -26,7 +26,7 @@ import msgspec
 from rxbus._acknowledgement import Claim, Delivery
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
-from rxbus._here import Engine, Here, Trail, is_limited, local, places, run_later
+from rxbus._here import Engine, Here, Trail, is_alone, local, places, run_later
 from rxbus._span import Span
 from rxbus._turn import GIL, LockTurn
 from rxbus.errors import RxBusError
@@ -68,8 +68,8 @@ class Lane:
         self.free = True
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
         self.deliveries: dict[Delivery, None] = {}  # those that are counted and have not ended; under the ledger
-        # In a limited pool: what its deliveries wait for and could run, scheduled actions and coroutines' publishes.
-        # Whoever waits for the lane may do it, and has to where all workers wait: its own publisher may have gone.
+        # Where threads are short: what its deliveries wait for and could run, scheduled actions and coroutines' publishes.
+        # Whoever waits for the lane may do it, and has to: its own publisher may have gone, or be stuck elsewhere.
         self.due: dict[Callable[[], None], None] = {}
         self.called = False  # a worker is on its way
         self.attachments: list[Attachment] = []  # what it is the lane of
@@ -126,7 +126,7 @@ class Lane:
             run_later(here)
 
     def demand(self, job: Callable[[], None]) -> None:
-        """In a limited pool: has those who wait for the lane, on whatever way, look at a job that is `due`."""
+        """Where threads are short: has those who wait for the lane, on whatever way, look at a job that is `due`."""
         self.due[job] = None
         for here in list(places.values()):
             if (wait := here.wait) is not None:
@@ -215,8 +215,8 @@ class Lane:
 
     def _pass_on(self) -> None:
         """Finds another thread for the mail: the publisher that waits for the first of it, else a worker."""
-        limited = is_limited(self.engine)
-        if limited:
+        alone = is_alone(self.engine)
+        if alone:
             self._tell()
         else:
             try:
@@ -227,11 +227,11 @@ class Lane:
             wait = None if head is None or head.fan is None else head.fan.top.wait
             if wait is not None and wait.offer(self.visit, if_idle=True):
                 return
-        if not self.engine.submit(self.visit) and not limited:
+        if not self.engine.submit(self.visit) and not alone:
             self._tell()
 
     def _tell(self) -> None:
-        """Has all that wait for some of the mail do it: in a limited pool, its workers may be among them."""
+        """Has all that wait for some of the mail do it: no worker may come to it soon."""
         for awaited in self.awaited():
             awaited.offer(self.visit)
 
@@ -406,4 +406,4 @@ def _others(here: Here, own: FanOut | None, head: Entry) -> bool:
     wait = here.wait
     if wait is None or fan.top.wait is wait:
         return False
-    return wait.count <= 0 or (here.origin is not None and not is_limited(fan.log.hub.engine))  # else there may be none
+    return wait.count <= 0 or (here.origin is not None and not is_alone(fan.log.hub.engine))  # else there may be none

@@ -19,7 +19,7 @@ from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 from rxbus._acknowledgement import Acknowledgement, Delivery, Outside, current_place, work_for
 from rxbus._clock import Clock
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
-from rxbus._here import Job, Once, Origin, PutOff, Time, Timed, is_limited, local, run_later
+from rxbus._here import Job, Once, Origin, PutOff, Time, Timed, is_alone, is_limited, local, run_later
 from rxbus._virtual import VirtualClock, VirtualTime
 from rxbus._watch import Watch
 from rxbus._workers import Workers
@@ -42,8 +42,9 @@ class BlockingScheduler(PeriodicScheduler):
     during a delivery counts, guards such as `debounce`, `timeout` and `interval` want a scheduler of their own.
 
     Args:
-        max_workers: The most worker threads at a time. None: as many as observers block at once. 0: none, everything
-            runs on the publishing thread in the order of attachment; deterministic, for tests.
+        max_workers: The most worker threads that run at a time; one that waits for others, in a publish or for room in
+            a buffer, is not counted meanwhile. None: as many as observers block at once. 0: none, everything runs on
+            the publishing thread in the order of attachment; deterministic, for tests.
         handoff_after: Seconds after which a handler on its publisher's thread counts as slow: of waiting, or of
             computing. Where the system tells (Linux), a thread that could run and gets no processor is not slow.
         stall_after: Seconds after which a publish that does not end is logged, and again each time that has doubled.
@@ -265,8 +266,9 @@ class _Scheduled:
     def _offer(self, delivery: Delivery) -> bool:
         """Has who waits for it do it; says whether its publisher will."""
         offered = delivery.publisher().offer(self._run)
-        delivery.feed.lane.demand(self._run)  # the nested publisher may have gone, late
-        return offered
+        if is_alone(self._scheduler):
+            delivery.feed.lane.demand(self._run)
+        return offered or delivery.fan.top.waiting().offer(self._run)  # the nested publisher may have gone, late
 
     def _run(self) -> None:
         here = local.here

