@@ -149,7 +149,7 @@ def is_limited(pool: Pool) -> bool:
 
 
 def is_alone(pool: Pool) -> bool:
-    """Whether a job may find no thread at all but those that wait for it: the system has none left, or there are none."""
+    """Whether a job may find no thread but those that wait for it: the system has none left, or the bus no workers."""
     return pool.limit == 0 or bool(pool.short)
 
 

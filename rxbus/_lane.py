@@ -68,7 +68,7 @@ class Lane:
         self.free = True
         self.inbox: deque[Mail] = deque()  # anybody appends; the turn's holder takes off
         self.deliveries: dict[Delivery, None] = {}  # those that are counted and have not ended; under the ledger
-        # Where threads are short: what its deliveries wait for and could run, scheduled actions and coroutines' publishes.
+        # Where threads are short: what its deliveries wait for and could run, actions and publishes of coroutines.
         # Whoever waits for the lane may do it, and has to: its own publisher may have gone, or be stuck elsewhere.
         self.due: dict[Callable[[], None], None] = {}
         self.called = False  # a worker is on its way

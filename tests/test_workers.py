@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rxbus import _workers
-from rxbus._bell import Bell
+from rxbus._bell import Bell, wait_until
 from rxbus._clock import Clock
 from rxbus._here import local
 from rxbus._workers import Monitor, Workers, _Thread
@@ -161,7 +161,7 @@ def test_when_a_worker_goes_on_the_next_to_be_done_takes_no_job() -> None:
     go.set()
     assert gone_on.begun.wait(PATIENCE)
     finish(resting)
-    assert _workers._wait(lambda: len(workers._idle) == 1, workers._joining, PATIENCE)
+    assert wait_until(lambda: len(workers._idle) == 1, workers._joining, PATIENCE)
     assert last == []
     finish(gone_on)
     workers.join()
