@@ -138,8 +138,7 @@ class Lane:
         if getattr(self, "free", False) and not self.called:
             self.called = True
             try:
-                if not self.engine.submit(self.answer):
-                    self._tell()
+                self._submit(self.answer)
             except BaseException:  # interrupted: it may not be on its way
                 self.called = False
                 raise
@@ -183,8 +182,8 @@ class Lane:
             return
         if loop is None or self.engine.limit == 0 or not isinstance(mail, tuple) or mail[0].loop is loop:
             self.visit()
-        elif not self.engine.submit(self.visit):  # a loop's thread is not for handlers that could block it
-            self._tell()
+        else:
+            self._submit(self.visit)  # a loop's thread is not for handlers that could block it
 
     def _drain(self, here: Here) -> bool:
         """In the turn: handles mail until there is none; True where what is left is for another thread."""
@@ -215,10 +214,7 @@ class Lane:
 
     def _pass_on(self) -> None:
         """Finds another thread for the mail: the publisher that waits for the first of it, else a worker."""
-        alone = is_alone(self.engine)
-        if alone:
-            self._tell()
-        else:
+        if not is_alone(self.engine):
             try:
                 mail = self.inbox[0]
             except IndexError:
@@ -227,11 +223,17 @@ class Lane:
             wait = None if head is None or head.fan is None else head.fan.top.wait
             if wait is not None and wait.offer(self.visit, if_idle=True):
                 return
-        if not self.engine.submit(self.visit) and not alone:
+        self._submit(self.visit)
+
+    def _submit(self, look: Callable[[], None]) -> None:
+        """Has a worker look at the mail; all that wait for some of it, where none may come."""
+        told = is_alone(self.engine)
+        if told:
+            self._tell()
+        if not self.engine.submit(look) and not told and is_alone(self.engine):  # there has been a thread, till now
             self._tell()
 
     def _tell(self) -> None:
-        """Has all that wait for some of the mail do it: no worker may come to it soon."""
         for awaited in self.awaited():
             awaited.offer(self.visit)
 
