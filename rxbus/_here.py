@@ -209,7 +209,10 @@ class Here:
         self.tracing = False  # it is telling tracers: what they publish is not traced
         self.thread = threading.get_ident()
         self.native = threading.get_native_id()
-        self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
+        try:
+            self.trampoline: Trampoline = CurrentThreadScheduler.singleton().get_trampoline()
+        except AttributeError:  # a destructor strikes while RxPY makes this thread's
+            raise Reentered from None
         places[self.thread] = self
 
     def rest(self, wait: Callable[[], bool]) -> bool:

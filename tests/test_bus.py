@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import reactivex as rx
 from reactivex import operators as ops
-from reactivex.scheduler import EventLoopScheduler
+from reactivex.scheduler import EventLoopScheduler, currentthreadscheduler
+from reactivex.scheduler.trampoline import Trampoline
 from reactivex.subject import Subject
 
 from rxbus import (
@@ -38,6 +39,7 @@ from rxbus import (
     only_payload,
 )
 from rxbus._fan_out import ledger
+from rxbus._here import Reentered
 from rxbus._workers import Worker
 from rxbus.operators import buffered, map_async, observe_on
 from rxbus.testing import expect_failure
@@ -693,6 +695,21 @@ class _Publishing:
             self.told.append(self.bus.publish("a", "from the grave"))
         except RxBusError as error:
             self.told.append(error)
+
+
+def test_garbage_may_publish_while_rx_makes_a_thread_s_trampoline(
+    bus: EventBus, spawn: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    def make() -> Trampoline:
+        _Publishing(bus, told).__del__()
+        return Trampoline()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(currentthreadscheduler, "Trampoline", make)
+        spawn(bus.publish, "a").result(PATIENCE)
+    assert [type(one) for one in told] == [Reentered]
 
 
 @pytest.mark.parametrize("observers", [1, 3])
