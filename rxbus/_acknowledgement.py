@@ -80,7 +80,7 @@ class Delivery:
 
     __slots__ = (
         *("ended", "failure", "fan", "feed", "holds", "inside"),
-        *("keeps", "line", "open", "refused", "span", "void", "wait"),
+        *("keeps", "lines", "open", "refused", "span", "void", "wait", "works"),
     )
 
     def __init__(self, fan: FanOut, feed: Feed) -> None:
@@ -90,12 +90,13 @@ class Delivery:
         self.inside = True  # the handler has not returned
         self.open = 1  # what must still be settled: the handler itself, deferrals, holds
         self.holds = 0  # what keeps the lane's turn beyond the handler's return: scheduled actions, a coroutine
+        self.works = 0  # what is at work for it, and no mere deferral: scheduled actions, coroutines
         self.keeps = False  # the handler has returned, and the turn is kept; the last hold gives it back
         self.failure: BaseException | None = None
         self.void = False  # the handler has raised: what it deferred does not matter any more
         self.ended = False
         self.refused = False  # it has failed, and what has not begun of it is not to
-        self.line: tuple[object, int] | None = None  # where it stands in line, beyond its lane, and at which place
+        self.lines: dict[object, int] = {}  # where it stands in line, beyond its lane, and at which place
         self.span: Span | None = None  # where it is traced
 
     @property
@@ -141,6 +142,7 @@ class Delivery:
             if not by._owed:
                 self.open += 1
                 self.holds += by._turn
+                self.works += by._works
                 by._owed = True
 
     def returned(self, here: Here, error: BaseException | None = None) -> None:
@@ -180,6 +182,7 @@ class Delivery:
                         self._settle()
                     by._owed = False
                     self.holds -= by._turn
+                    self.works -= by._works
                     if self.keeps and self.holds == 0:
                         self.keeps = False
                         lane.free = True
@@ -204,20 +207,30 @@ class Delivery:
         return self.wait or self.fan.top.waiting()
 
     def stand(self, line: object, number: int) -> None:
-        """It ends after those before it in a line."""
-        self.line = line, number
+        """It has a place in a line, and is not done before those before it."""
+        self.lines[line] = number
         if not self.inside:
             self._check()
 
     def _check(self) -> None:
         """Those before it in its line may wait for its very publisher, as one that hands on what a buffer has held."""
-        if self.line is not None and (origin := self.fan.top.origin) is not None:
+        if self.lines and (origin := self.fan.top.origin) is not None:
             origin.holder.check(self.fan.top)
 
     def is_behind(self, other: Delivery) -> bool:
-        """Whether both stand in a line, and this one ends after the other."""
-        own, its = self.line, other.line
-        return own is not None and its is not None and own[0] is its[0] and own[1] > its[1]
+        """Whether both stand in a line, and this one comes after the other."""
+        its = dict(other.lines)
+        return any(line in its and its[line] < number for line, number in list(self.lines.items()))
+
+    def step_out(self, line: object, number: int) -> None:
+        """It was its turn in a line, and that is over."""
+        if self.lines.get(line) == number:
+            del self.lines[line]
+
+    def is_deferred(self) -> bool:
+        """Whether nothing but acknowledgements that handlers have deferred keeps it open."""
+        with ledger:
+            return not self.inside and not self.works
 
     def refuse(self, error: Exception) -> None:
         """Fails it: its handler has returned, and what is open is not to be waited for."""
@@ -378,10 +391,11 @@ class Acknowledgement:
     It is a context manager too: leaving the block acknowledges, an exception in it is a `nack` and goes on.
     """
 
-    __slots__ = ("_owed", "_place", "_turn")
+    __slots__ = ("_owed", "_place", "_turn", "_works")
 
-    def __init__(self, place: Delivery | Origin, turn: bool = False) -> None:
+    def __init__(self, place: Delivery | Origin, turn: bool = False, works: bool = False) -> None:
         self._place = place
+        self._works = turn or works  # closing waits for it, as for what runs
         self._turn = turn  # the lane's turn is kept, too, until it is given
         self._owed = False  # the delivery waits for it; under the ledger
         try:
@@ -413,8 +427,8 @@ class Acknowledgement:
             raise
 
     def _is_told(self) -> bool:
-        """Whether there is a publisher to be told of failures."""
-        return isinstance(self._place, Delivery)
+        """Whether there is a publisher to be told of failures, who waits still."""
+        return isinstance(self._place, Delivery) and not self._place.ended
 
     def _is_void(self) -> bool:
         """Whether nobody waits for it any more: the handler has failed."""
@@ -439,7 +453,7 @@ class Outside(Acknowledgement):
 
     def __init__(self, place: Delivery | Origin, loop: AbstractEventLoop | None = None, turn: bool = False) -> None:
         self._outside = place.engine.outside
-        super().__init__(place, turn)
+        super().__init__(place, turn, works=True)
         try:
             self._outside[self] = loop
             if loop is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from asyncio import _get_running_loop
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -67,6 +68,7 @@ class EventBus(Tapped):
         self._logs = self._registry.logs
         self._scheduler.acquire(self)
         self._closed = self._in_close = False
+        self._blocked: list[asyncio.AbstractEventLoop | None] = []  # by threads that close it
         _buses.add(self)
         self._close_lock = threading.RLock()  # held while the bus closes: a second close waits for the first
 
@@ -322,6 +324,15 @@ class EventBus(Tapped):
         own = self._closed or self._close_lock._is_owned()  # type: ignore[attr-defined] # pyright: ignore
         if not own and is_holding(local.here, self._hub):
             raise Reentered
+        # A second close waits for the first, which must not wait for coroutines of an event loop that this one blocks.
+        blocked = _get_running_loop()
+        self._blocked.append(blocked)
+        try:
+            self._close_once()
+        finally:
+            self._blocked.remove(blocked)
+
+    def _close_once(self) -> None:
         with self._close_lock:
             if self._closed or self._in_close:  # a signal handler's, in the midst of it
                 return
@@ -333,7 +344,7 @@ class EventBus(Tapped):
 
     def _close(self) -> None:
         self._hub.closing = True
-        complete_all(self._registry, self._hub, self._crew)
+        complete_all(self._registry, self._hub, self._crew, self._blocked)
         self._hub.closed = True
         self._call_back()
         self._scheduler.release(self)

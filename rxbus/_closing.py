@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, _get_running_loop
+from asyncio import AbstractEventLoop
 from functools import partial
 from time import sleep
 
-from rxbus._acknowledgement import Delivery
+from rxbus._acknowledgement import Delivery, Outside
 from rxbus._bell import Bell
-from rxbus._fan_out import serve_owed
+from rxbus._fan_out import logger, serve_owed
 from rxbus._here import Here, Origin, local, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
@@ -19,21 +19,23 @@ from rxbus.errors import BusClosed
 LOOK = 0.02  # seconds between two looks at what must not be waited for
 
 
-def complete_all(registry: Registry, hub: Hub, crew: Crew) -> None:
+def complete_all(registry: Registry, hub: Hub, crew: Crew, blocked: list[AbstractEventLoop | None]) -> None:
     """Waits for what is going on, completes all observers, and waits for what that leads to.
 
-    Outermost publishes must be refused already. Can be made again after an interrupt.
+    Outermost publishes must be refused already. Can be made again after an interrupt. `blocked` are the event loops
+    that threads block which close, this one among them; others may join it meanwhile.
     """
     with registry.lock:
         logs = list(registry.logs.values())
     for log in logs:
         log.reserve()
-    closing = _Closing(registry, hub, crew)
+    closing = _Closing(registry, hub, crew, blocked)
     closing.wait_until_quiet(set())
     with registry.lock:
         attachments = list(registry.attachments)
     for attachment in reversed(attachments):  # what flushes on completion may publish to those attached before
         attachment.finish()
+        closing.wait_for_what_is_at_work({attachment.lane})
     closing.wait_until_quiet({one.lane for one in attachments if closing.goes_on(one.loop)})
 
 
@@ -44,11 +46,11 @@ def is_inside(here: Here, hub: Hub) -> bool:
 
 
 class _Closing:
-    def __init__(self, registry: Registry, hub: Hub, crew: Crew) -> None:
+    def __init__(self, registry: Registry, hub: Hub, crew: Crew, blocked: list[AbstractEventLoop | None]) -> None:
         self._registry = registry
         self._hub = hub
         self._crew = crew
-        self._loop = _get_running_loop()
+        self._blocked = blocked
         self._here = local.here
 
     def wait_until_quiet(self, leaving: set[Lane]) -> None:
@@ -66,13 +68,28 @@ class _Closing:
                     flush.wait(LOOK)
             lanes -= self._let_go()
             self._give_what_is_deferred(lanes)
-            while not self._crew.join(LOOK) or self._is_anybody_inside() or self._outside():
-                lanes -= self._let_go()
-                self._give_what_is_deferred(lanes)
-                sleep(LOOK / 10)
+            lanes -= self.wait_for_what_is_at_work(lanes)
             lanes &= leaving | self._lanes()
             if before == self._published() and not any(lane.inbox for lane in lanes):
                 return
+
+    def wait_for_what_is_at_work(self, lanes: set[Lane]) -> set[Lane]:
+        """Waits for workers, handlers, coroutines, scheduled actions; gives the lanes that it has let go meanwhile."""
+        gone: set[Lane] = set()
+        while self._is_at_work(lanes - gone):
+            gone |= self._let_go()
+            self._give_what_is_deferred(lanes - gone)
+            if not self._crew.join(0):
+                self._crew.join(LOOK)
+            elif not self._crew.time.skip():
+                sleep(LOOK / 10)
+        return gone
+
+    def _is_at_work(self, lanes: set[Lane]) -> bool:
+        if not self._crew.join(0) or self._is_anybody_inside() or self._outside():
+            return True
+        # None of these for a moment is what a coroutine hands on to a scheduled action, or that to a coroutine.
+        return any(lane.all_deliveries() for lane in lanes)
 
     def _lanes(self) -> set[Lane]:
         with self._registry.lock:
@@ -90,34 +107,45 @@ class _Closing:
         What publishes of this very thread have to do is done, which a signal handler or the loop keeps from doing it.
         """
         serve_owed(self._here)
-        stuck = [place for place in self._outside(going_on=False) if isinstance(place, Delivery)]
-        cut_off = [delivery for delivery in stuck if delivery.fan.id]  # without one, it is the end of a stream
+        stuck = self._outside(going_on=False)
+        places = [owed._place for owed in stuck]
+        # Without an id, it is the end of a stream.
+        cut_off = [place for place in places if isinstance(place, Delivery) and place.fan.id and not place.ended]
         error = BusClosed("the bus was closed before the handler's coroutine was done: `async with` would have waited")
         for delivery in cut_off:
             delivery.leave(error)
         busy = {delivery.feed.attachment for delivery in cut_off}
         for attachment in busy:
             attachment.finish()
+        self._forget(stuck, error)
         return {attachment.lane for attachment in busy}
 
+    def _forget(self, stuck: dict[Outside, AbstractEventLoop | None], error: BusClosed) -> None:
+        """What nobody will do, since nobody runs its event loop, is owed no more; behind a buffer, the log is told."""
+        for owed, loop in stuck.items():
+            if loop is not None and not loop.is_running():
+                owed._give()
+                if isinstance(owed._place, Origin) and owed._place.id:  # without one, it is the end of the stream
+                    logger.error("an item behind a buffer, on topic %r", owed._place.log.name, exc_info=error)
+
     def _give_what_is_deferred(self, lanes: set[Lane]) -> None:
-        """Counts open deferrals as given, but for those of coroutines that go on."""
-        open_ = [delivery for lane in lanes for delivery in lane.all_deliveries()]
-        deferred = [delivery for delivery in open_ if not delivery.holds and not delivery.inside]
-        going_on = self._outside()  # after that: what a handler owes is written down before it returns
-        for delivery in deferred:
-            if delivery not in going_on:
+        """Counts open deferrals as given, where nothing else is at work."""
+        for delivery in [delivery for lane in lanes for delivery in lane.all_deliveries()]:
+            if delivery.is_deferred():
                 delivery.leave()
 
-    def _outside(self, going_on: bool = True) -> set[Delivery | Origin]:
-        """What coroutines work for, and scheduled actions behind buffers; or coroutines that cannot go on."""
-        outside = [(owed._place, loop) for owed, loop in list(self._crew.outside.items())]
-        own = [(place, loop) for place, loop in outside if place.engine is self._crew and not place.ended]
-        return {place for place, loop in own if self.goes_on(loop) is going_on}
+    def _outside(self, going_on: bool = True) -> dict[Outside, AbstractEventLoop | None]:
+        """What coroutines owe, and scheduled actions behind buffers; or coroutines that cannot go on.
+
+        Not what async handlers owe whose observers have left: nobody waits for those.
+        """
+        own = [(owed, loop) for owed, loop in list(self._crew.outside.items()) if owed._place.engine is self._crew]
+        open_ = [(owed, loop) for owed, loop in own if not (owed._turn and owed._place.ended)]
+        return {owed: loop for owed, loop in open_ if self.goes_on(loop) is going_on}
 
     def goes_on(self, loop: AbstractEventLoop | None) -> bool:
         """Whether what is owed by an event loop, or by none, will come."""
-        return loop is None or (loop is not self._loop and loop.is_running())
+        return loop is None or (loop not in self._blocked and loop.is_running())
 
     def _is_anybody_inside(self) -> bool:
         """Whether a handler is running still, though its observer has left, or another thread has put something off.

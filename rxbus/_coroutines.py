@@ -177,8 +177,8 @@ class Mapping:
         self._limit = limit
         self.observer = observer
         self._numbers = count()
-        self._items: deque[tuple[Any, Place, Outside | None, Context]] = deque()  # not begun
-        self._tasks: deque[tuple[asyncio.Task[Any], Place, Outside | None]] = deque()  # begun, in order
+        self._items: deque[tuple[Any, Place, Outside | None, Context, int]] = deque()  # not begun, and places in line
+        self._tasks: deque[tuple[asyncio.Task[Any], Place, Outside | None, int]] = deque()  # begun, in order
         self._end: tuple[Callable[[], None], Place, Outside | None] | None = None  # when all are done
         self._stopped = False
 
@@ -186,9 +186,10 @@ class Mapping:
         place = current_place()
         context = copy_context_for(place)
         _check_running(self.loop)
+        number = next(self._numbers)
         if isinstance(place, Delivery):
-            place.stand(self, next(self._numbers))
-        if not self._later(self._take, value, place, context):
+            place.stand(self, number)
+        if not self._later(self._take, value, place, context, number):
             raise RxBusError(_NOT_RUNNING)
 
     def on_error(self, error: Exception) -> None:
@@ -214,8 +215,8 @@ class Mapping:
             raise
         return True
 
-    def _take(self, value: Any, place: Place, owed: Outside | None, context: Context) -> None:
-        self._items.append((value, place, owed, context))
+    def _take(self, value: Any, place: Place, owed: Outside | None, context: Context, number: int) -> None:
+        self._items.append((value, place, owed, context, number))
         self._go_on()
 
     def _end_then(self, tell: Callable[[], None], place: Place, owed: Outside | None) -> None:
@@ -225,14 +226,15 @@ class Mapping:
     def _go_on(self) -> None:
         """Hands on the results whose turn it is, and begins what there is room for."""
         while self._tasks and self._tasks[0][0].done() and not self._stopped:
-            task, place, owed = self._tasks.popleft()
-            _tell(partial(self._emit, task), place, owed)
+            task, place, owed, number = self._tasks.popleft()
+            _tell(partial(self._emit, task, place, number), place, owed)
         if self._stopped:
             self._finish()
             return
         while self._items and len(self._tasks) < self._limit:
-            value, place, owed, context = self._items.popleft()
+            value, place, owed, context, number = self._items.popleft()
             if isinstance(place, Delivery) and place.refused:
+                _give(owed)
                 continue
             coroutine = self._call(value)
             try:
@@ -241,7 +243,7 @@ class Mapping:
                 coroutine.close()
                 _give(owed, error)
                 continue
-            self._tasks.append((task, place, owed))
+            self._tasks.append((task, place, owed, number))
             task.add_done_callback(lambda _: self._go_on())
         if self._end is not None and not self._tasks and not self._items:
             self._finish(*self._end)
@@ -249,7 +251,14 @@ class Mapping:
     async def _call(self, value: Any) -> Any:
         return await self._function(value)
 
-    def _emit(self, task: asyncio.Task[Any]) -> None:
+    def _emit(self, task: asyncio.Task[Any], place: Place, number: int) -> None:
+        try:
+            self._hand_on(task)
+        finally:
+            if isinstance(place, Delivery):
+                place.step_out(self, number)
+
+    def _hand_on(self, task: asyncio.Task[Any]) -> None:
         failure = RxBusError("the coroutine was cancelled") if task.cancelled() else task.exception()
         if failure is None:
             self.observer.on_next(task.result())
@@ -265,10 +274,10 @@ class Mapping:
         if self._end is not None and owed is not self._end[2]:
             _give(self._end[2])
         self._end = None
-        for task, _, one in self._tasks:
+        for task, _, one, _ in self._tasks:
             task.cancel()
             _give(one)
-        for _, _, one, _ in self._items:
+        for _, _, one, _, _ in self._items:
             _give(one)
         self._tasks.clear()
         self._items.clear()
@@ -289,7 +298,8 @@ def _tell(call: Callable[[], None], place: Place, owed: Outside | None) -> None:
 
 def _give(owed: Outside | None, error: BaseException | None = None) -> None:
     """Gives an acknowledgement; a failure that nobody waits for is logged."""
+    told = owed is not None and owed._is_told()
     if owed is not None:
         owed._give(error)
-    if error is not None and (owed is None or not owed._is_told()):
+    if error is not None and not told:
         logger.error("what follows map_async failed", exc_info=error)

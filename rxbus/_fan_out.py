@@ -321,7 +321,7 @@ class Wait:
                 yield fan
                 for lane in {feed.lane for feed in fan.feeds} - lanes:
                     lanes.add(lane)
-                    more = {one.fan.top.waiting() for one in lane.all_deliveries() if one.line is not None} - waits
+                    more = {one.fan.top.waiting() for one in lane.all_deliveries() if one.lines} - waits
                     waits |= more
                     ahead += more
 

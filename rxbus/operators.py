@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
@@ -21,6 +21,7 @@ from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, wor
 from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
+from rxbus._fan_out import logger
 from rxbus._here import Origin, local, run_later
 from rxbus._log import Hub
 from rxbus._trace import Kind
@@ -133,15 +134,33 @@ class _Stage:
             hub.tracers.passed(self._name, kind, value, here.event if isinstance(here.event, Event) else None)
 
 
+class _Call(NamedTuple):
+    """What is to be told to the far side."""
+
+    call: Callable[[], None]
+    place: Place
+    owed: Acknowledgement | None
+    context: Context
+    number: int  # its place in the line
+
+    def make(self, line: _FarSide) -> None:
+        place = self.place
+        if not isinstance(place, Delivery):
+            work_for(place, lambda: self.context.run(self.call))
+        elif not place.refused:
+            try:
+                work_for(place, lambda: self.context.run(self.call))
+            finally:
+                place.step_out(line, self.number)
+
+
 class _FarSide:
     """A queue of calls that a scheduler makes one after the other."""
 
     def __init__(self, scheduler: abc.SchedulerBase) -> None:
         self._scheduler = scheduler
         self._lock = threading.RLock()  # guards all below; nothing is called under it
-        self._calls: deque[tuple[Callable[[], None], Delivery | Origin | None, Acknowledgement | None, Context]] = (
-            deque()
-        )
+        self._calls: deque[_Call] = deque()
         self._numbers = count()
         self._active = False  # a run is scheduled, or running
         self._running = False
@@ -151,14 +170,15 @@ class _FarSide:
         place = current_place()
         owed = Acknowledgement(place) if isinstance(place, Delivery) else None
         begin = False
+        number = next(self._numbers)
         try:
             if isinstance(place, Delivery):
-                place.stand(self, next(self._numbers))
+                place.stand(self, number)
             with self._lock:
                 stopped = self._stopped
                 begin = not stopped and (not self._active or self._is_lost())
                 if not stopped:
-                    self._calls.append((call, place, owed, copy_context()))
+                    self._calls.append(_Call(call, place, owed, copy_context(), number))
                     self._active = True
             if begin:
                 self._scheduler.schedule(self._run)
@@ -171,7 +191,7 @@ class _FarSide:
 
     def _is_lost(self) -> bool:
         """An interrupt may have struck the scheduler right before the run. A run too many does no harm."""
-        owed = self._calls[0][2] if self._calls and not self._running else None
+        owed = self._calls[0].owed if self._calls and not self._running else None
         return owed is not None and owed._is_void()
 
     def stop(self) -> None:
@@ -184,25 +204,26 @@ class _FarSide:
         with self._lock:
             calls, self._calls = self._calls, deque()
             self._active = False
-        for _, _, owed, _ in calls:
-            if owed is not None:
-                owed._give()
+        for one in calls:
+            if one.owed is not None:
+                one.owed._give()
 
     def _run(self, scheduler: abc.SchedulerBase, state: Any = None) -> None:
-        owed: Acknowledgement | None = None
+        one: _Call | None = None
         error: BaseException | None = None
         try:
             with self._lock:
                 if self._running or not self._calls:
                     self._active = self._running
                     return
-                call, place, owed, context = self._calls[0]
+                one = self._calls[0]
                 del self._calls[0]
                 self._running = True
-            if not (isinstance(place, Delivery) and place.refused):
-                work_for(place, lambda: context.run(call))
+            one.make(self)
         except BaseException as raised:
             error = raised
+        owed = None if one is None else one.owed
+        told = owed is None or owed._is_told()
         try:
             self._done(owed, error)
         except BaseException:  # interrupted
@@ -211,6 +232,8 @@ class _FarSide:
         run_later(local.here)
         if error is not None and owed is None:
             raise error
+        if error is not None and not told:  # as an operator's error, by which the observer has left
+            logger.error("what follows observe_on failed", exc_info=error)
 
     def _done(self, owed: Acknowledgement | None, error: BaseException | None) -> None:
         if owed is not None:

@@ -1314,6 +1314,7 @@ def test_a_buffer_behind_a_foreign_thread_loses_nothing(max_workers: int) -> Non
     assert seen == list(range(5))
 
 
+@pytest.mark.rxbus_allow("failures")  # the publish of what flushes is told that the coroutine could not go on
 async def test_close_on_the_loop_does_not_wait_for_a_coroutine_that_completion_begins() -> None:
     """What flushes on completion publishes to an async handler, whose loop this very call blocks."""
     bus = EventBus()

@@ -206,3 +206,98 @@ def test_coroutines_of_a_loop_that_nobody_runs_have_failed(plain: bool, spawn: S
     go.set()
     loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(loop)))
     loop.close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+async def test_a_close_that_blocks_the_loop_does_not_hang_with_one_that_waits_for_it(max_workers: int | None) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def handler(event: Any) -> None:
+        begun.set()
+        await go.wait()
+
+    bus.subscribe("a").subscribe(handler)
+    publisher = asyncio.create_task(bus.publish_async("a"))
+    await asyncio.wait_for(begun.wait(), PATIENCE)
+    closing = asyncio.create_task(asyncio.to_thread(bus.close))
+    done, _ = await asyncio.wait({closing}, timeout=MOMENT)
+    assert not done
+    bus.close()
+    go.set()
+    await asyncio.wait_for(closing, PATIENCE)
+    with pytest.raises(PublishError) as caught:
+        await asyncio.wait_for(publisher, PATIENCE)
+    assert [type(error) for error in caught.value.exceptions] == [BusClosed]
+
+
+def complete(*operators: Any) -> Any:
+    return rx.compose(*operators) if operators else ops.map(lambda event: event)
+
+
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+@pytest.mark.parametrize("way", ["plain", "buffered", "observe_on", "both"])
+def test_what_flushes_on_completion_reaches_those_attached_before(max_workers: int | None, way: str) -> None:
+    bus = EventBus(BlockingScheduler(max_workers))
+    seen: list[int] = []
+    bus.subscribe("x").only_payload().subscribe(seen.append)
+    behind = {
+        "plain": [],
+        "buffered": [buffered(10)],
+        "observe_on": [observe_on(bus.scheduler)],
+        "both": [buffered(10), observe_on(bus.scheduler)],
+    }
+    chain = bus.subscribe("a").pipe(complete(*behind[way]), ops.buffer_with_count(10))
+    chain.subscribe(lambda events: bus.publish("x", len(events)) and None)
+    for _ in range(5):
+        bus.publish("a")
+    bus.close()
+    assert seen == [5]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_the_completion_has_come_when_close_returns_though_the_scheduler_goes_on(shared: bool) -> None:
+    scheduler = BlockingScheduler()
+    other = EventBus(scheduler)
+    for _ in range(20):
+        log: list[Any] = []
+
+        async def work(item: int) -> int:
+            await asyncio.sleep(0)
+            return item
+
+        async with EventBus(scheduler if shared else None) as bus:
+            chain = bus.subscribe("a").only_payload().pipe(map_async(work), observe_on(bus.scheduler))
+            chain.subscribe(log.append, on_completed=lambda log=log: log.append("completed"))
+            publishers = [asyncio.create_task(bus.publish_async("a", n)) for n in range(3)]
+            await asyncio.sleep(0)
+        assert log == [0, 1, 2, "completed"]
+        await asyncio.gather(*publishers)
+    other.close()
+
+
+@pytest.mark.rxbus_allow("failures")
+def test_items_of_a_loop_that_nobody_runs_are_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.new_event_loop()
+    bus = EventBus()
+    completed = threading.Event()
+
+    async def work(event: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def begin() -> None:
+        bus.subscribe("a").pipe(buffered(3), map_async(work)).subscribe(on_completed=completed.set)
+        for _ in range(3):
+            await bus.publish_async("a")
+        while len(bus.scheduler.outside) < 3:
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(begin())
+    bus.close()
+    assert [record.getMessage() for record in caplog.records] == ["an item behind a buffer, on topic 'a'"] * 3
+    assert not bus.scheduler.outside
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()

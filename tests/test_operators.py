@@ -53,6 +53,7 @@ from rxbus import (
 )
 from rxbus.operators import Overflow, buffered, map_async, observe_on
 from rxbus.operators import only_payload as only_payload_operator
+from rxbus.testing import expect_failure
 
 PATIENCE = 10.0
 MOMENT = 0.02  # seconds in which something that must not happen is given the chance to
@@ -1708,3 +1709,21 @@ def test_a_ring_is_seen_though_an_action_of_its_handler_publishes_too(
     holding.result(PATIENCE)
     go.set()
     assert [type(error) for error in errors] == [BufferOverflow]
+
+
+@pytest.mark.parametrize("kind", ["loop", "bus"])
+def test_an_operator_s_error_that_nobody_handles_behind_observe_on_is_logged(bus: EventBus, kind: str) -> None:
+    """By it the observer has left: its publisher does not wait for the far side any more."""
+    with a_scheduler(kind, bus) as scheduler, expect_failure(ZeroDivisionError):
+        payloads(bus).pipe(ops.map(lambda n: 1 // n), observe_on(scheduler)).subscribe()
+        bus.publish("a", 0)
+
+
+async def test_an_operator_s_error_that_nobody_handles_behind_map_async_is_logged(abus: EventBus) -> None:
+    async def work(n: int) -> int:
+        return n
+
+    payloads(abus).pipe(ops.map(lambda n: 1 // n), map_async(work)).subscribe()
+    with expect_failure(ZeroDivisionError):
+        await abus.publish_async("a", 0)
+        await asyncio.sleep(0)
