@@ -165,12 +165,12 @@ class Delivery:
         self._ring()
         self._check()
 
-    def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
+    def settle(self, by: Acknowledgement, error: BaseException | None = None, unless_late: bool = False) -> None:
         """One of those that kept it open is done; the last hold gives the turn back."""
         lane = self.feed.lane
         interrupted = error is not None and is_ctrl_c(error)
         if by._owed:
-            if error is not None and (by._turn or not (self.ended or self.void)):
+            if error is not None and (by._turn or not self.void) and not (unless_late and self.ended):
                 self._fail(error)
             held = self.fan.contents()
             with ledger:
@@ -416,19 +416,24 @@ class Acknowledgement:
         """
         if not isinstance(error, BaseException):
             raise InvalidArgument(f"nack wants the exception that says what failed, not {error!r}")
-        self._give(error)
+        self._give(error, unless_late=True)
 
-    def _give(self, error: BaseException | None = None) -> None:
-        """Gives it, with what has failed if anything has."""
+    def _give(self, error: BaseException | None = None, unless_late: bool = False) -> None:
+        """Gives it, with what has failed if anything has, which is logged where the delivery has ended without it.
+
+        Args:
+            error: What has failed.
+            unless_late: Says nothing then.
+        """
         try:
-            self._place.settle(self, error)
+            self._place.settle(self, error, unless_late)
         except BaseException:  # interrupted: what was not done yet is done now
-            self._place.settle(self, error)
+            self._place.settle(self, error, unless_late)
             raise
 
     def _is_told(self) -> bool:
-        """Whether there is a publisher to be told of failures, who waits still."""
-        return isinstance(self._place, Delivery) and not self._place.ended
+        """Whether there is, or was, a publisher to be told of failures; else they are logged."""
+        return isinstance(self._place, Delivery)
 
     def _is_void(self) -> bool:
         """Whether nobody waits for it any more: the handler has failed."""
@@ -440,7 +445,7 @@ class Acknowledgement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give(error)
+        self._give(error, unless_late=True)
 
 
 class Outside(Acknowledgement):
@@ -462,9 +467,9 @@ class Outside(Acknowledgement):
             self._give()
             raise
 
-    def _give(self, error: BaseException | None = None) -> None:
+    def _give(self, error: BaseException | None = None, unless_late: bool = False) -> None:
         self._outside.pop(self, None)
-        super()._give(error)
+        super()._give(error, unless_late)
 
     def _offer(self, call: Callable[[], object]) -> bool:
         """Gives the outermost publisher something to do; False where none waits."""

@@ -298,8 +298,7 @@ def _tell(call: Callable[[], None], place: Place, owed: Outside | None) -> None:
 
 def _give(owed: Outside | None, error: BaseException | None = None) -> None:
     """Gives an acknowledgement; a failure that nobody waits for is logged."""
-    told = owed is not None and owed._is_told()
     if owed is not None:
         owed._give(error)
-    if error is not None and not told:
+    if error is not None and (owed is None or not owed._is_told()):
         logger.error("what follows map_async failed", exc_info=error)

@@ -293,7 +293,7 @@ class Origin(msgspec.Struct, eq=False):
         """Nothing waits for it, but closing for what is `Outside`."""
         by._owed = True
 
-    def settle(self, by: Acknowledgement, error: BaseException | None = None) -> None:
+    def settle(self, by: Acknowledgement, error: BaseException | None = None, unless_late: bool = False) -> None:
         """What works for it is done. Nobody is told of what has failed."""
         by._owed = False
 

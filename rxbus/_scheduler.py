@@ -301,10 +301,9 @@ class _Scheduled:
     def _end(self, error: BaseException | None) -> None:
         self._place = self._delivery = None
         held = self._held
-        told = held is not None and isinstance(held._place, Delivery)
         if held is not None:
             held._give(error)
-        if error is not None and not told:
+        if error is not None and (held is None or not held._is_told()):
             if is_ctrl_c(error):
                 raise error
             logger.error("a scheduled action failed", exc_info=error)

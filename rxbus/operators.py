@@ -21,7 +21,6 @@ from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, wor
 from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
-from rxbus._fan_out import logger
 from rxbus._here import Origin, local, run_later
 from rxbus._log import Hub
 from rxbus._trace import Kind
@@ -223,7 +222,6 @@ class _FarSide:
         except BaseException as raised:
             error = raised
         owed = None if one is None else one.owed
-        told = owed is None or owed._is_told()
         try:
             self._done(owed, error)
         except BaseException:  # interrupted
@@ -232,8 +230,6 @@ class _FarSide:
         run_later(local.here)
         if error is not None and owed is None:
             raise error
-        if error is not None and not told:  # as an operator's error, by which the observer has left
-            logger.error("what follows observe_on failed", exc_info=error)
 
     def _done(self, owed: Acknowledgement | None, error: BaseException | None) -> None:
         if owed is not None:
