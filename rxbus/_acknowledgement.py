@@ -13,18 +13,17 @@ from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger, logger
-from rxbus._here import Engine, Frame, Here, Origin, Reentered, local
+from rxbus._here import Engine, Here, Origin, Reentered, local
 from rxbus._wings import Shown
 from rxbus.errors import InvalidArgument, RxBusError
 
 if TYPE_CHECKING:
-    from rxbus._lane import Lane
     from rxbus._observer import Feed
     from rxbus._span import Span
 
@@ -349,40 +348,6 @@ def work_for_coroutine(call: Callable[[], T]) -> T:
     if here.feed is not None or here.origin is not None or (isinstance(place, Delivery) and place.ended):
         place = None
     return call() if place is None else work_for(place, call)
-
-
-def frames_of(here: Here) -> list[Frame]:
-    """The places in which a thread is: of its own stack, where it may help other publishers in the midst of its own."""
-    return [(here.feed, here.fan, here.origin), *here.waits, *((None, fan, None) for fan in here.outer)]
-
-
-class Standing(NamedTuple):
-    """What waits as long as a thread does."""
-
-    lanes: set[Lane]  # whose turn goes on
-    origins: set[Origin]  # the items that buffers have in hand
-    loops: set[AbstractEventLoop | None]  # that are blocked
-    deliveries: set[Delivery]  # that do not end
-
-
-def waiting_with(frames: list[Frame]) -> Standing:
-    """What waits as long as a thread with these frames does: there, and with the publishers that wait for it."""
-    standing = Standing(set(), set(), set(), set())
-    seen: set[FanOut] = set()
-    ahead = list(frames)
-    while ahead:
-        feed, fan, origin = ahead.pop()
-        if feed is not None:
-            standing.lanes.add(feed.lane)
-            standing.deliveries.update(one for one in feed.lane.all_deliveries() if (one.fan, one.feed) == (fan, feed))
-        if origin is not None:
-            standing.origins.add(origin)
-        if fan is not None and fan not in seen:
-            seen.add(fan)
-            standing.loops.add(fan.loop)
-            ahead += [(fan.by, fan.parent, fan.origin), *fan.below, *fan.top.below]
-    standing.loops.discard(None)
-    return standing
 
 
 class Acknowledgement:

@@ -15,21 +15,12 @@ import msgspec
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import Standing, current_fan_out, frames_of, waiting_with, work_for
+from rxbus._acknowledgement import current_fan_out, work_for
 from rxbus._bell import Bell, ring_all
 from rxbus._fan_out import FanOut, Pending, is_ctrl_c, ledger, logger, pending
-from rxbus._here import (
-    Engine,
-    Frame,
-    Here,
-    Origin,
-    PutOff,
-    Reentered,
-    is_limited,
-    local,
-    may_do_later,
-    run_later,
-)
+from rxbus._here import Engine, Frame, Here, Origin, Reentered, is_limited, local
+from rxbus._put_off import PutOff, may_do_later, run_later
+from rxbus._standing import Standing, frames_of, waiting_with
 from rxbus._workers import Workers
 from rxbus.errors import BufferOverflow, InvalidArgument
 

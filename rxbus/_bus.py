@@ -14,7 +14,7 @@ from weakref import WeakSet
 from reactivex.observer import Observer
 
 from rxbus import _wings
-from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, frames_of, waiting_with
+from rxbus._acknowledgement import Delivery, Receipt, coroutine_place
 from rxbus._closing import complete_all
 from rxbus._coroutines import check_handler
 from rxbus._delivery import is_holding, publish
@@ -25,6 +25,7 @@ from rxbus._here import Here, Reentered, local, places
 from rxbus._log import Hub
 from rxbus._registry import Registry
 from rxbus._scheduler import BlockingScheduler, schedulers
+from rxbus._standing import frames_of, waiting_with
 from rxbus._statistics import Statistics, of_bus
 from rxbus._taps import Tapped
 from rxbus._topic import Subscription, TopicSubject

@@ -24,7 +24,8 @@ from rxbus._acknowledgement import (
     work_for,
 )
 from rxbus._fan_out import logger
-from rxbus._here import Origin, local, run_later
+from rxbus._here import Origin, local
+from rxbus._put_off import run_later
 from rxbus.errors import InvalidArgument, RxBusError
 
 _T = TypeVar("_T")

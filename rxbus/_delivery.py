@@ -23,11 +23,12 @@ from rxbus._acknowledgement import Receipt, coroutine_place, coroutine_places, c
 from rxbus._event import Event
 from rxbus._fan_out import FanOut, is_ctrl_c
 from rxbus._handover import hand, hand_over
-from rxbus._here import Here, PutOff, Reentered, is_alone, is_limited, local, pass_on_later, run_later
+from rxbus._here import Here, Reentered, is_alone, is_limited, local
 from rxbus._lane import Entry, Lane, check_result, deliver, drop
 from rxbus._log import Hub, Log, Retired
 from rxbus._observer import Feed
 from rxbus._outcome import nobody, outcome
+from rxbus._put_off import PutOff, pass_on_later, run_later
 
 MAX_DEPTH = 50  # publishes nested deeper on one thread only leave mail: chains do not recurse
 

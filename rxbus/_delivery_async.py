@@ -12,10 +12,11 @@ from rxbus._acknowledgement import Delivery, Receipt, coroutine_place, work_for_
 from rxbus._delivery import give_up, round_lanes
 from rxbus._fan_out import FanOut, Wait, ledger
 from rxbus._handover import hand_over
-from rxbus._here import Engine, Once, Time, is_alone, local, run_later
+from rxbus._here import Engine, Once, Time, is_alone, local
 from rxbus._lane import Entry
 from rxbus._log import Log, Retired
 from rxbus._outcome import nobody, outcome
+from rxbus._put_off import run_later
 
 
 async def publish_async(log: Log, payload: Any, timeout: float | None = None) -> Receipt:

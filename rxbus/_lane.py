@@ -26,7 +26,8 @@ import msgspec
 from rxbus._acknowledgement import Claim, Delivery
 from rxbus._causes import owed_causes
 from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
-from rxbus._here import Engine, Here, Trail, is_alone, local, places, run_later
+from rxbus._here import Engine, Here, Trail, is_alone, local, places
+from rxbus._put_off import run_later
 from rxbus._span import Span
 from rxbus._turn import GIL, LockTurn
 from rxbus.errors import RxBusError

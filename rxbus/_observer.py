@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rxbus._cells import current_cell
 from rxbus._fan_out import FanOut, is_ctrl_c, ledger, logger
-from rxbus._here import PutOff, Reentered, local
+from rxbus._here import Reentered, local
 from rxbus._lane import Entry, Lane
+from rxbus._put_off import PutOff
 
 if TYPE_CHECKING:
     from rxbus._log import Log

@@ -6,9 +6,10 @@ from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from rxbus._acknowledgement import Receipt, frames_of, waiting_with
+from rxbus._acknowledgement import Receipt
 from rxbus._fan_out import FanOut, ledger, pending
 from rxbus._here import local, places
+from rxbus._standing import frames_of, waiting_with
 from rxbus.errors import AcknowledgementTimeout, PublishError
 
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ from rxbus._cells import place_of
 from rxbus._coroutines import Mapping, check_handler, is_async
 from rxbus._delivery import DELIVERING
 from rxbus._event import check_name, check_pattern, is_pattern, matcher
-from rxbus._here import local, run_later
+from rxbus._here import local
 from rxbus._lane import Lane, new_lane
 from rxbus._log import Hub, Log, new_log
 from rxbus._observer import Attachment
+from rxbus._put_off import run_later
 from rxbus._topic import Source, Subscription, TopicSubject
 from rxbus.errors import BusClosed, RxBusError
 

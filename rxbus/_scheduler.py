@@ -19,7 +19,8 @@ from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 from rxbus._acknowledgement import Acknowledgement, Delivery, Outside, current_place, work_for
 from rxbus._clock import Clock
 from rxbus._fan_out import FanOut, is_ctrl_c, logger
-from rxbus._here import Job, Once, Origin, PutOff, Time, Timed, is_alone, is_limited, local, run_later
+from rxbus._here import Job, Once, Origin, Time, Timed, is_alone, is_limited, local
+from rxbus._put_off import PutOff, run_later
 from rxbus._virtual import VirtualClock, VirtualTime
 from rxbus._watch import Watch
 from rxbus._workers import Workers

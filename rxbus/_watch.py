@@ -20,7 +20,8 @@ import msgspec
 from rxbus._acknowledgement import Outside
 from rxbus._fan_out import FanOut, ledger, logger, pending
 from rxbus._handover import hand_over
-from rxbus._here import Engine, Here, is_limited, pass_on_later, places
+from rxbus._here import Engine, Here, is_limited, places
+from rxbus._put_off import pass_on_later
 from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:

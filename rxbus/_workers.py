@@ -9,7 +9,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from rxbus._bell import Bell, ring_all, wait_until
-from rxbus._here import Engine, Job, do_without, local
+from rxbus._here import Engine, Job, local
+from rxbus._put_off import do_without
 
 logger = logging.getLogger("rxbus")
 

@@ -21,8 +21,9 @@ from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, wor
 from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
-from rxbus._here import Origin, local, run_later
+from rxbus._here import Origin, local
 from rxbus._log import Hub
+from rxbus._put_off import run_later
 from rxbus._trace import Kind
 from rxbus.errors import InvalidArgument
 

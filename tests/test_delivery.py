@@ -22,9 +22,10 @@ from reactivex.subject import Subject
 
 from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, PublishError, Receipt, _handover, defer
 from rxbus._fan_out import FanOut, Wait
-from rxbus._here import Here, Once, PutOff, local, pass_on_later, places, run_later
+from rxbus._here import Here, Once, local, places
 from rxbus._lane import COMBINED, Lane, LockedLane
 from rxbus._observer import Feed
+from rxbus._put_off import PutOff, pass_on_later, run_later
 from rxbus.operators import buffered
 
 PATIENCE = 10.0
