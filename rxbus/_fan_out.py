@@ -24,6 +24,7 @@ import msgspec
 
 from rxbus._bell import Bell
 from rxbus._here import Frame, Here, Job, Origin, Time, Trail, is_alone, local
+from rxbus.errors import RxBusError
 
 if TYPE_CHECKING:
     from rxbus._acknowledgement import Delivery
@@ -165,6 +166,8 @@ class FanOut(msgspec.Struct, eq=False):
                 error.add_note(note)
         key = self, feed, id(error)
         outermost = self.top.waiting()
+        if self.root is not None and (wait is None or wait.gone) and is_ctrl_c(error):
+            error = interrupted(error)  # it goes on being raised here; the outermost publisher may be another thread
         with ledger:
             told = outermost if wait is None or wait.gone else wait
             gone = told.gone
@@ -372,6 +375,13 @@ def serve_owed(here: Here) -> None:
 
 def _do(job: Job) -> None:
     job()
+
+
+def interrupted(error: BaseException) -> RxBusError:
+    """What a publisher is told of where Ctrl-C struck the thread that delivered for it, which is not its own."""
+    told = RxBusError("the handler was interrupted by Ctrl-C, on the thread of another publisher")
+    told.__cause__ = error
+    return told
 
 
 def is_ctrl_c(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ import msgspec
 
 from rxbus._acknowledgement import Claim, Delivery
 from rxbus._causes import owed_causes
-from rxbus._fan_out import FanOut, Wait, is_ctrl_c, ledger
+from rxbus._fan_out import FanOut, Wait, interrupted, is_ctrl_c, ledger
 from rxbus._here import Engine, Here, Trail, is_alone, local, places
 from rxbus._put_off import run_later
 from rxbus._span import Span
@@ -383,11 +383,7 @@ def _catch_up(here: Here, lane: Lane, trail: Trail) -> None:
 
 def _told(error: BaseException, own: bool) -> BaseException:
     """What a publisher is told of: Ctrl-C struck the thread that delivered for it, which need not be its own."""
-    if own or not is_ctrl_c(error):
-        return error
-    told = RxBusError("the handler was interrupted by Ctrl-C, on the thread of another publisher")
-    told.__cause__ = error
-    return told
+    return error if own or not is_ctrl_c(error) else interrupted(error)
 
 
 def drop(feed: Feed, id: int, fan: FanOut) -> None:

@@ -20,7 +20,17 @@ import reactivex as rx
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
-from rxbus import AcknowledgementTimeout, BlockingScheduler, Event, EventBus, PublishError, Receipt, _handover, defer
+from rxbus import (
+    AcknowledgementTimeout,
+    BlockingScheduler,
+    Event,
+    EventBus,
+    PublishError,
+    Receipt,
+    RxBusError,
+    _handover,
+    defer,
+)
 from rxbus._fan_out import FanOut, Wait
 from rxbus._here import Here, Once, local, places
 from rxbus._lane import COMBINED, Lane, LockedLane
@@ -1037,3 +1047,17 @@ def test_a_delivery_is_refused_or_made_not_both(
 def test_a_right_is_taken_once() -> None:
     right = Once()
     assert [right.take(), right.take(), right.take()] == [True, False, False]
+
+
+def test_ctrl_c_in_a_nested_publish_for_another_thread_is_not_that_one_s(bus: EventBus) -> None:
+    """Its nested publisher has gone: the outermost one, on a thread of its own, is told, but not interrupted."""
+    bus.subscribe("a").subscribe(lambda event: None)
+    log = bus._registry.log("a")
+    (feed,) = log.feeds
+    top, nested = FanOut(log, None, 1, (feed,)), FanOut(log, None, 2, (feed,))
+    nested.root = top
+    nested.waiting().gone = True
+    nested.fail(KeyboardInterrupt(), feed, nested.waiting())
+    (told,) = top.waiting().take_failures()
+    assert isinstance(told, RxBusError)
+    assert isinstance(told.__cause__, KeyboardInterrupt)
