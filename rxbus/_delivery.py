@@ -177,11 +177,9 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
             else:
                 here.feed, here.event, here.fan, here.delivery = before
             here.origin = origin
-            here.begun = begun
+            own, here.begun = here.begun, begun
             if here.later:
-                if fan is not None and is_alone(engine):  # perhaps since just now
-                    here.owed[fan] = None
-                run_later(here)
+                _run_later(here, own)
         if fan.wait is None and done == len(fan.feeds):
             entry.fan = None
             return Receipt(event, done)
@@ -200,6 +198,13 @@ def _publish_to_all(log: Log, here: Here, payload: Any, timeout: float | None = 
                 fan.origin.fans.pop(fan, None)
             if fan.below:
                 fan.below = ()
+
+
+def _run_later(here: Here, entry: Entry | None) -> None:
+    fan = None if entry is None else entry.fan
+    if fan is not None and is_alone(fan.log.hub.engine):  # perhaps since just now
+        here.owed[fan] = None
+    run_later(here)
 
 
 def _nested_round(log: Log, here: Here, entry: Entry, fan: FanOut, remote: bool) -> int:

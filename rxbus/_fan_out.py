@@ -317,7 +317,8 @@ class Wait:
     def _all_fans(self) -> Iterator[FanOut]:
         """Where threads are short: the events that it waits for, and those of the deliveries in line before its own."""
         lanes: set[Lane] = set()
-        waits, ahead = {self}, [self]
+        waits: set[Wait] = {self}
+        ahead: list[Wait] = [self]
         while ahead:
             wait = ahead.pop()
             for fan in [fan for fan in list(wait.fans) if is_alone(fan.log.hub.engine)]:
