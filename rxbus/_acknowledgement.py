@@ -108,6 +108,7 @@ class Delivery:
 
         False where it must not be made: it has been refused.
         """
+        claim = None if self.fan.is_by(self.feed.lane) else claim
         with ledger:
             if self.fan.lapsed is not None and self.feed in self.fan.lapsed:
                 return False
@@ -123,7 +124,7 @@ class Delivery:
 
         Unless its round is over: it may have returned, having left the observer busy.
         """
-        nested = self.fan.root is not None and self.fan.missing < 0
+        nested = self.fan.root is not None and self.fan.missing < 0 and not self.fan.is_by(self.feed.lane)
         wait = self.fan.waiting() if nested else None
         with ledger:
             if self.fan.lapsed is not None and self.feed in self.fan.lapsed:
@@ -219,7 +220,7 @@ class Delivery:
     def is_behind(self, other: Delivery) -> bool:
         """Whether both stand in a line, and this one comes after the other."""
         its = dict(other.lines)
-        return any(line in its and its[line] < number for line, number in list(self.lines.items()))
+        return any(line in its and its[line] < self.lines.get(line, 0) for line in list(self.lines))
 
     def step_out(self, line: object, number: int) -> None:
         """It was its turn in a line, and that is over."""
@@ -230,6 +231,10 @@ class Delivery:
         """Whether nothing but acknowledgements that handlers have deferred keeps it open."""
         with ledger:
             return not self.inside and not self.works
+
+    def is_over(self) -> bool:
+        """Whether nothing works for it any more. A coroutine that was refused goes on, and is in nobody else's way."""
+        return self.ended and not (self.refused and self.works)
 
     def refuse(self, error: Exception) -> None:
         """Fails it: its handler has returned, and what is open is not to be waited for."""
@@ -314,7 +319,7 @@ def current_delivery() -> Delivery | None:
             delivery.enter_own()
         return here.delivery
     place = coroutine_place.get()
-    return place if isinstance(place, Delivery) and not place.ended else None
+    return place if isinstance(place, Delivery) and not place.is_over() else None
 
 
 def current_place() -> Delivery | Origin | None:
@@ -345,7 +350,7 @@ def work_for_coroutine(call: Callable[[], T]) -> T:
     """Has this thread work for what its coroutine works for; no change in a handler, or outside of coroutines."""
     here = local.here
     place = coroutine_place.get()
-    if here.feed is not None or here.origin is not None or (isinstance(place, Delivery) and place.ended):
+    if here.feed is not None or here.origin is not None or (isinstance(place, Delivery) and place.is_over()):
         place = None
     return call() if place is None else work_for(place, call)
 

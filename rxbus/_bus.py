@@ -363,7 +363,7 @@ class EventBus(Tapped):
             place = here.origin
         inside = any(lane.engine is self._crew for lane in waiting_with(frames_of(here)).lanes)
         if isinstance(place, Delivery):
-            inside |= not place.ended and place.feed.lane.engine is self._crew
+            inside |= not place.is_over() and place.feed.lane.engine is self._crew
         elif place is not None:
             inside |= place.log.hub is self._hub
         return inside or self._scheduler.is_worker()

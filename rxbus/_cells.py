@@ -89,8 +89,8 @@ class Cell:
 
     def _end(self) -> None:
         while self._members:  # other threads may add some, and some may leave
-            for member, end in list(self._members.items()):
-                if member in self._members:
+            for member in list(self._members):  # no `items`: see Watch.look
+                if (end := self._members.get(member)) is not None:
                     end()
                 self._members.pop(member, None)
 

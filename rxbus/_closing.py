@@ -139,9 +139,10 @@ class _Closing:
 
         Not what async handlers owe whose observers have left: nobody waits for those.
         """
-        own = [(owed, loop) for owed, loop in list(self._crew.outside.items()) if owed._place.engine is self._crew]
-        open_ = [(owed, loop) for owed, loop in own if not (owed._turn and owed._place.ended)]
-        return {owed: loop for owed, loop in open_ if self.goes_on(loop) is going_on}
+        outside = self._crew.outside
+        own = [owed for owed in list(outside) if owed._place.engine is self._crew]  # no `items`: see Watch.look
+        open_ = [(owed, outside.get(owed)) for owed in own if not (owed._turn and owed._place.ended)]
+        return {owed: loop for owed, loop in open_ if self.goes_on(loop) is going_on and owed in outside}
 
     def goes_on(self, loop: AbstractEventLoop | None) -> bool:
         """Whether what is owed by an event loop, or by none, will come."""

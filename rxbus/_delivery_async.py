@@ -65,6 +65,9 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         here.owed.pop(fan, None)
         engine.waiting.pop(fan, None)
         wait.leave(engine.submit)
+        fan.parent = fan.by = None  # its coroutine, which goes on though it may be late, does not wait any more
+        if fan.origin is not None:
+            fan.origin.fans.pop(fan, None)
     return outcome(log.name, event, fan, count, in_time, timeout)
 
 
@@ -81,7 +84,7 @@ def _place_in_pool(engine: Engine) -> Delivery | None:
     """Where threads are short, all may be waiting for this very coroutine, and have to do its work: what it is of."""
     place = coroutine_place.get()
     pooled = engine.limit != 0 and is_alone(engine)
-    return place if pooled and isinstance(place, Delivery) and not place.ended else None
+    return place if pooled and isinstance(place, Delivery) and not place.is_over() else None
 
 
 def _begin_round(log: Log, entry: Entry, fan: FanOut, place: Delivery | None) -> None:

@@ -80,6 +80,18 @@ class FanOut(msgspec.Struct, eq=False):
         """The outermost event of its tree."""
         return self.root or self
 
+    def is_by(self, lane: Lane) -> bool:
+        """Whether a handler of a lane publishes it, or one that waits for the publisher.
+
+        That lane is busy, though the delivery to it may have been refused: it is not to be waited for.
+        """
+        fan: FanOut | None = self
+        while fan is not None:
+            if fan.by is not None and fan.by.lane is lane:
+                return True
+            fan = fan.parent
+        return False
+
     def waiting(self) -> Wait:
         """The Wait of this event's publisher, made when it is needed first."""
         if self.wait is None:
@@ -216,7 +228,7 @@ def pending(fans: Iterable[FanOut]) -> list[Pending]:
 def _pending(fans: list[FanOut]) -> list[Pending]:
     """Under the ledger; in a function, for the sake of that: see there."""
     lanes = {feed.lane for fan in fans for feed in fan.feeds}
-    open_ = {(one.fan, one.feed): one for lane in lanes for one in lane.deliveries}
+    open_ = {(one.fan, one.feed): one for lane in lanes for one in lane.all_deliveries()}
     return [
         Pending(fan, feed, open_.get((fan, feed)))
         for fan in fans

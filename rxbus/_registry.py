@@ -108,8 +108,9 @@ class Registry:
             if len(self.logs) - len(self.subjects) >= self._sweep_at:
                 self._sweep()
             log = new_log(name, self._hub)
-            for attachment, matches in list(self._patterns.items()):
-                if matches(name):
+            for attachment in list(self._patterns):  # no `items`: see Watch.look
+                matches = self._patterns.get(attachment)
+                if matches is not None and matches(name):
                     log.add_pattern(attachment)
             self.logs[name] = log
         return log
@@ -117,10 +118,11 @@ class Registry:
     def _sweep(self) -> None:
         """Retires the logs that nobody has published to since the last sweep."""
         seen: dict[str, int] = {}
-        for name, log in list(self.logs.items()):
-            count = log.published + log.singles
-            if name in self.subjects:
+        for name in list(self.logs):  # no `items`: see Watch.look
+            log = self.logs.get(name)
+            if log is None or name in self.subjects:
                 continue
+            count = log.published + log.singles
             if self._seen.get(name) != count:
                 seen[name] = count
                 continue

@@ -115,9 +115,10 @@ class Tapped(Shown):
 
     def _call_back(self) -> None:
         while self._at_close:  # other threads may add some, and take some back
-            for key, callback in list(self._at_close.items()):
+            for key in list(self._at_close):  # no `items`: see Watch.look
+                callback = self._at_close.get(key)
                 try:
-                    if key in self._at_close:
+                    if callback is not None:
                         callback()
                 except Exception:  # the bus has been closed all the same, and the others are to be called
                     logger.exception("what was to be called when the bus had been closed has failed: %r", callback)

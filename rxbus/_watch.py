@@ -83,7 +83,9 @@ class Watch:
             publishes[id(fan)] = (fan, fan.log.name)
         self._inside = inside
         self._tell(publishes, now)
-        on_loops = [(owed, loop) for owed, loop in list(self._engine.outside.items()) if loop is not None]
+        # No `list(outside.items())`: it makes tuples, so that the collector, and other threads, may run in its midst.
+        outside = self._engine.outside
+        on_loops = [(owed, loop) for owed in list(outside) if (loop := outside.get(owed)) is not None]
         for owed, loop in on_loops:
             if loop.is_closed():
                 self._give_up(owed)

@@ -24,6 +24,7 @@ from rxbus._event import Event
 from rxbus._here import Origin, local
 from rxbus._log import Hub
 from rxbus._put_off import run_later
+from rxbus._scheduler import BlockingScheduler
 from rxbus._trace import Kind
 from rxbus.errors import InvalidArgument
 
@@ -168,7 +169,8 @@ class _FarSide:
 
     def put(self, call: Callable[[], None]) -> None:
         place = current_place()
-        owed = Acknowledgement(place) if isinstance(place, Delivery) else None
+        works = isinstance(self._scheduler, BlockingScheduler)  # whose actions closing waits for
+        owed = Acknowledgement(place, works=works) if isinstance(place, Delivery) else None
         begin = False
         number = next(self._numbers)
         try:
@@ -238,9 +240,10 @@ class _FarSide:
         with self._lock:
             self._running = False
             self._active = bool(self._calls)
+            following = self._calls[0].place if self._calls else None
         if self._active:
-            try:
-                self._scheduler.schedule(self._run)
+            try:  # for the next one: what was done in this one's name would keep this one open until that is done, too
+                work_for(following, lambda: self._scheduler.schedule(self._run))
             except BaseException:  # as above
                 self._give_up()
                 raise

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from reactivex import operators as ops
 from reactivex.scheduler import ThreadPoolScheduler
 
-from rxbus import BlockingScheduler, BufferOverflow, Event, EventBus, EventLoopBlocked, PublishError
+from rxbus import (
+    BlockingScheduler,
+    BufferOverflow,
+    Event,
+    EventBus,
+    EventLoopBlocked,
+    PublishError,
+    Receipt,
+)
 from rxbus.operators import buffered, map_async, observe_on
 
 PATIENCE = 10.0
@@ -122,6 +131,80 @@ async def test_what_was_refused_is_owed_no_more() -> None:
     await asyncio.wait_for(asyncio.to_thread(bus.close), PATIENCE)
     assert book.errors
     assert not bus.scheduler.outside
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", ["async handler", "map_async"])
+@pytest.mark.parametrize("max_workers", [None, 1])
+async def test_a_coroutine_that_was_refused_does_not_wait_for_itself(max_workers: int | None, way: str) -> None:
+    """It goes on in the turn, or the line, of its observer, which is busy: what it publishes is queued there."""
+    bus = EventBus(BlockingScheduler(max_workers))
+    book = Book(bus)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    receipts: list[Receipt] = []
+
+    async def there(event: Event[int]) -> None:
+        book.seen.append(event.payload)
+        if event.payload == 0:
+            begun.set()
+            await go_on.wait()
+            receipts.append(await bus.publish_async("a", 1))
+
+    def back(event: Event[int]) -> None:
+        if event.payload == 0:
+            book.publish("a", 0)
+
+    if way == "async handler":
+        bus.subscribe("a").subscribe(there)
+    else:
+        bus.subscribe("a").pipe(map_async(there)).subscribe()
+    bus.subscribe("b").pipe(buffered(1)).subscribe(back)
+    await bus.publish_async("b", 0)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
+    for n in (1, 2):  # this blocks the loop until there is room, which `back` makes when it is told no
+        bus.publish("b", n)
+    go_on.set()
+    await asyncio.wait_for(asyncio.to_thread(bus.close), PATIENCE)
+    assert book.errors == [BufferOverflow]
+    assert book.seen == [0, 1]
+    assert [(receipt.acknowledged, receipt.queued) for receipt in receipts] == [(0, 1)]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_coroutine_that_has_given_up_waiting_is_free(cancelled: bool) -> None:
+    """What it has published waits for room still, and who has to make it publishes to the observer of the coroutine."""
+    bus = EventBus()
+    book = Book(bus)
+    inside, go, given_up = threading.Event(), threading.Event(), asyncio.Event()
+
+    async def there(event: Event[int]) -> None:
+        book.seen.append(event.payload)
+        if event.payload == 0:
+            late = bus.publish_async("c", 0, timeout=None if cancelled else 0.01)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(late, 0.01 if cancelled else PATIENCE)
+            given_up.set()
+
+    def back(event: Event[int]) -> None:
+        if event.payload == 0:
+            inside.set()
+            assert go.wait(PATIENCE)
+            book.publish("a", 1)
+
+    bus.subscribe("a").subscribe(there)
+    bus.subscribe("b").pipe(buffered(1)).subscribe(back)
+    bus.subscribe("c").subscribe(lambda event: book.publish("b", 2))
+    await bus.publish_async("b", 0)
+    assert await asyncio.to_thread(inside.wait, PATIENCE)
+    await bus.publish_async("b", 1)  # it is full
+    publishing = asyncio.create_task(bus.publish_async("a", 0))
+    await asyncio.wait_for(given_up.wait(), PATIENCE)
+    go.set()
+    await asyncio.wait_for(publishing, PATIENCE)
+    await asyncio.wait_for(asyncio.to_thread(bus.close), PATIENCE)
+    assert book.errors == []
+    assert book.seen == [0, 1]
 
 
 @pytest.mark.timeout(60)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,6 +16,8 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rxbus import BlockingScheduler, BusClosed, EventBus, PublishError, Receipt
+from rxbus._closing import _Closing
+from rxbus._watch import Watch
 from rxbus.operators import buffered, map_async, observe_on
 from rxbus.testing import expect_failure
 
@@ -110,6 +114,42 @@ def test_without_workers_closing_waits_for_the_thread_that_hands_on(spawn: Spawn
     closing.result(PATIENCE)
     publisher.result(PATIENCE)
     assert [receipt.acknowledged for receipt in receipts] == [1]
+
+
+@pytest.mark.parametrize("looker", ["_outside", "look"])  # of closing, and of the monitor
+async def test_coroutines_may_end_while_they_are_counted(looker: str) -> None:
+    """Until Python 3.12, the collector may run in the midst of `list(a_dict.items())`, and other threads meanwhile."""
+    bus = EventBus()
+    outside = bus.scheduler.outside
+    go = asyncio.Event()
+
+    async def work(event: Any) -> None:
+        await go.wait()
+
+    def strike(phase: str, info: dict[str, int]) -> None:
+        if sys._getframe(1).f_code.co_name == looker and len(outside) > 1:
+            next(iter(outside)).ack()
+
+    for _ in range(100):
+        bus.subscribe("a").subscribe(work)
+    publishing = asyncio.create_task(bus.publish_async("a"))
+    while len(outside) < 100:
+        await asyncio.sleep(0)
+    closing = _Closing(bus._registry, bus._hub, bus._crew, [])
+    look = closing._outside if looker == "_outside" else Watch(bus.scheduler, 1.0, 1.0).look
+    kept = [(None, n) for n in range(3000)]  # what else Python would use again, and have nothing to collect for
+    before = gc.get_threshold()
+    try:
+        gc.callbacks.append(strike)
+        gc.set_threshold(1)
+        look()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(strike)
+    del kept
+    go.set()
+    assert (await publishing).acknowledged == 100
+    await asyncio.to_thread(bus.close)
 
 
 @pytest.mark.parametrize("far", [False, True])

@@ -1727,3 +1727,35 @@ async def test_an_operator_s_error_that_nobody_handles_behind_map_async_is_logge
     with expect_failure(ZeroDivisionError):
         await abus.publish_async("a", 0)
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("max_workers", [None, 0, 1])
+async def test_a_publisher_does_not_wait_for_the_far_side_of_later_events(max_workers: int | None) -> None:
+    """Behind `map_async`, where they queue up at a far side on the bus's own scheduler: it would wait for ever."""
+    bus = EventBus(BlockingScheduler(max_workers))
+    inside = [threading.Event(), threading.Event()]
+    go = [threading.Event(), threading.Event()]
+    emitted = asyncio.Event()
+
+    async def emit(event: Event[int]) -> int:
+        if event.payload == 1:
+            asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, emitted.set)
+        return event.payload
+
+    def handle(n: int) -> None:
+        inside[n].set()
+        assert go[n].wait(PATIENCE)
+
+    bus.subscribe("a").pipe(map_async(emit), observe_on(bus.scheduler)).subscribe(handle)
+    first = asyncio.create_task(asyncio.to_thread(bus.publish, "a", 0))
+    assert await asyncio.to_thread(inside[0].wait, PATIENCE)
+    second = asyncio.create_task(asyncio.to_thread(bus.publish, "a", 1))
+    await asyncio.wait_for(emitted.wait(), PATIENCE)
+    go[0].set()
+    assert await asyncio.to_thread(inside[1].wait, PATIENCE)
+    try:
+        await asyncio.wait_for(first, PATIENCE)
+    finally:
+        go[1].set()
+    await second
+    await asyncio.to_thread(bus.close)
