@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rxbus._observer import Feed
 
 MOST = 10  # how many observers a warning names
+AT_THE_DOOR = "_wait_for_room"  # the function of `_buffered` in which a thread stands that waits for room
 SHARE = 8  # to how many workers a thread that is stuck hands over at each look
 
 
@@ -181,6 +182,7 @@ def _whom(publish: Any) -> Iterator[str]:
     frames = sys._current_frames()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     running = set()
+    publishing: set[Feed | None] = set()  # those in whose own publishes these threads stand
     for here in list(places.values()):
         feed, fan, event = here.feed, here.fan, here.event
         if feed is None or (event if fan is None else fan.top) is not publish:
@@ -189,21 +191,29 @@ def _whom(publish: Any) -> Iterator[str]:
         frame = frames.get(here.thread)
         line = "a thread that has ended"
         if frame is not None:
-            at = traceback.extract_stack(frame, limit=None)[-1]
-            own = [call for call in traceback.extract_stack(frame) if not _ours(call.filename)]
-            at = own[-1] if own else at
+            stack = traceback.extract_stack(frame)
+            own = [place for place, call in enumerate(stack) if not _ours(call.filename)]
+            at = stack[own[-1] if own else -1]
             line = f'line {at.lineno} of "{at.filename}", in {at.name}'
+            if any(call.name == AT_THE_DOOR for call in stack[own[-1] + 1 if own else 0 :]):
+                line += ", waiting for room in a buffer"
         yield f"{feed.name}, on topic {feed.log.name!r}, at {line} (thread {names.get(here.thread, here.thread)})"
+        while fan is not None:
+            publishing.add(fan.by)
+            fan = fan.parent
     if isinstance(publish, FanOut):
         with ledger:
             fans = (publish,) if publish.wait is None else tuple(publish.wait.fans)
         late = [feed for feed in dict.fromkeys(one.feed for one in pending(fans)) if feed not in running]
         open_ = {delivery.feed: delivery for feed in late for delivery in feed.lane.all_deliveries()}
         for feed in late:
-            what = "which is queued"
-            if feed in open_:
-                what = "whose coroutine" if feed.loop and open_[feed].keeps else "whose deferred acknowledgement"
-                what += " is not done"
+            what, delivery = "which is queued", open_.get(feed)
+            if delivery is not None and feed.loop and delivery.keeps:
+                what = "whose coroutine is not done"
+            elif feed in publishing and not getattr(feed.lane, "free", False):
+                what = "which waits in a publish of its own"
+            elif delivery is not None:
+                what = "whose deferred acknowledgement is not done"
             yield f"{feed.name}, on topic {feed.log.name!r}, {what}"
 
 

@@ -11,7 +11,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -782,6 +782,46 @@ def test_a_stall_for_a_deferral_is_told(virtual_bus: EventBus, caplog: pytest.Lo
     (told,) = caplog.messages
     what = "forgetful, on topic 'a', whose deferred acknowledgement is not done"
     assert told == f"publish to 'a' has waited 5.0 s for {what}"
+
+
+class Opener(logging.Handler):
+    """Opens a gate once something is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        logging.getLogger("rxbus").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.gate.set()
+
+    def wait(self, event: object) -> None:
+        assert self.gate.wait(PATIENCE)
+
+    def close(self) -> None:
+        logging.getLogger("rxbus").removeHandler(self)
+        super().close()
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_stall_tells_who_waits_in_a_publish_of_its_own(
+    caplog: pytest.LogCaptureFixture, timeout: float | None
+) -> None:
+    with closing(Opener()) as opener, EventBus(BlockingScheduler(stall_after=0.05)) as bus:
+        bus.subscribe("a", name="outer").subscribe(lambda event: bus.publish("b"))
+        bus.subscribe("b", name="inner").subscribe(opener.wait)
+        bus.publish("a", timeout=timeout)
+    assert "for inner, on topic 'b', at line " in caplog.messages[0]
+    assert caplog.messages[0].endswith("; outer, on topic 'a', which waits in a publish of its own")
+
+
+def test_a_stall_at_a_full_buffer_is_told_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    with closing(Opener()) as opener, EventBus(BlockingScheduler(stall_after=0.05)) as bus:
+        bus.subscribe("a", name="held").pipe(buffered(1)).subscribe(opener.wait)
+        for _ in range(3):
+            bus.publish("a")
+    assert "for held, on topic 'a', at line " in caplog.messages[0]
+    assert ", waiting for room in a buffer (thread " in caplog.messages[0]
 
 
 # -- 10: context
