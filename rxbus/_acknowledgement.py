@@ -108,7 +108,8 @@ class Delivery:
 
         False where it must not be made: it has been refused.
         """
-        claim = None if self.fan.is_by(self.feed.lane) else claim
+        if claim is not None and self.fan.is_by(self.feed.lane):
+            claim = None
         with ledger:
             if self.fan.lapsed is not None and self.feed in self.fan.lapsed:
                 return False

@@ -57,7 +57,9 @@ async def publish_async(log: Log, payload: Any, timeout: float | None = None) ->
         if fan.root is None:
             engine.waiting[fan] = None
         in_time = await _wait(wait, settled, deadline, engine.time)
-    except BaseException:  # cancelled
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError):
+            _round_goes_on(fan, wait)
         wait.leave(engine.submit)
         wait.log_failures()
         raise
@@ -138,6 +140,22 @@ def _end_round_async(fan: FanOut) -> None:
         wait.count -= 1
     if wait.count <= 0:
         wait.ring()
+
+
+def _round_goes_on(fan: FanOut, wait: Wait) -> None:
+    """Its publisher does not wait for it any more, whose tree would only count it once the round is over."""
+    top, once = fan.top.waiting(), Once()
+
+    def over() -> None:
+        if wait.count <= 0 and once.take():  # it is rung more often than that
+            with ledger:
+                top.count -= 1
+            fan.ring()
+
+    with ledger:
+        if fan.root is not None and fan.missing < 0:
+            top.count += 1
+            wait.wake = over
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:

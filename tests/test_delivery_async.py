@@ -6,11 +6,12 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from rxbus import BlockingScheduler, Event, EventBus, Receipt, defer
+from rxbus import BlockingScheduler, Event, EventBus, PublishError, Receipt, defer
 from rxbus._buffered import _waiting
 from rxbus.operators import buffered, map_async
 
@@ -99,3 +100,35 @@ async def test_what_a_coroutine_publishes_does_not_wait_for_who_waits_behind_it(
         receipt: Receipt = await asyncio.wait_for(asyncio.wrap_future(first), PATIENCE)
         assert receipt.acknowledged == 2
     assert seen == ["inner", "line.first", "line.second"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("max_workers", [None, 1])
+async def test_a_round_that_outlasts_its_cancelled_publisher_is_waited_for(max_workers: int | None) -> None:
+    """By the outermost one, whom it concerns as all that a handler publishes."""
+    inside, go, given_up = threading.Event(), threading.Event(), asyncio.Event()
+    async with EventBus(BlockingScheduler(max_workers)) as bus:
+
+        async def give_up(event: Event[None]) -> None:
+            nested = asyncio.create_task(bus.publish_async("slow"))
+            assert await asyncio.to_thread(inside.wait, PATIENCE)
+            nested.cancel()
+            with suppress(asyncio.CancelledError):
+                await nested
+            given_up.set()
+
+        def slow(event: Event[None]) -> None:
+            inside.set()
+            assert go.wait(PATIENCE)
+            raise ValueError("slow")
+
+        bus.subscribe("a").subscribe(give_up)
+        bus.subscribe("slow").subscribe(slow)
+        publishing = asyncio.create_task(bus.publish_async("a"))
+        await asyncio.wait_for(given_up.wait(), PATIENCE)
+        done, _ = await asyncio.wait({publishing}, timeout=0.02)
+        go.set()
+        assert not done
+        with pytest.raises(PublishError) as caught:
+            await asyncio.wait_for(publishing, PATIENCE)
+        assert [repr(error) for error in caught.value.exceptions] == ["ValueError('slow')"]
