@@ -333,6 +333,21 @@ def current_place() -> Delivery | Origin | None:
     return here.origin or current_delivery()
 
 
+def end_stream(call: Callable[[], object]) -> None:
+    """Ends a stream for what follows a far side or a coroutine; a failure there is logged, if it is a delivery's.
+
+    Its observer leaves by that. So it would be a matter of chance whether its publisher still waits to be told.
+    """
+    try:
+        call()
+    except BaseException as error:
+        delivery = local.here.delivery
+        if delivery is None or is_ctrl_c(error):
+            raise
+        where = delivery.feed.name, delivery.fan.log.name
+        logger.error("an observer failed when its stream ended: in %s, on topic %r", *where, exc_info=error)
+
+
 def work_for(place: Delivery | Origin | None, call: Callable[[], T]) -> T:
     """Has this thread work for a place; see `current_place`."""
     if isinstance(place, Delivery):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
+from collections.abc import Iterator
 from functools import partial
 from time import sleep
 
@@ -13,6 +14,7 @@ from rxbus._here import Here, Origin, local, places
 from rxbus._lane import Lane
 from rxbus._log import Hub
 from rxbus._registry import Registry
+from rxbus._watch import listed
 from rxbus._workers import Crew
 from rxbus.errors import BusClosed
 
@@ -52,6 +54,8 @@ class _Closing:
         self._crew = crew
         self._blocked = blocked
         self._here = local.here
+        self._since = crew.time.monotonic()
+        self._due = self._since + crew.stall_after  # when to warn (again)
 
     def wait_until_quiet(self, leaving: set[Lane]) -> None:
         """Waits until a whole round over the lanes, and those that are leaving, finds nothing that came since it began.
@@ -64,6 +68,7 @@ class _Closing:
             flush = _Flush(lanes)
             while flush.left:
                 flush.left -= self._let_go()
+                self._warn(flush.left)
                 if not self._crew.time.skip():
                     flush.wait(LOOK)
             lanes -= self._let_go()
@@ -79,6 +84,7 @@ class _Closing:
         while self._is_at_work(lanes - gone):
             gone |= self._let_go()
             self._give_what_is_deferred(lanes - gone)
+            self._warn(lanes - gone)
             if not self._crew.join(0):
                 self._crew.join(LOOK)
             elif not self._crew.time.skip():
@@ -157,6 +163,23 @@ class _Closing:
         busy = any(is_inside(here, self._hub) and (one is None or one.inside) for here, one in threads)
         others = [here for here, _ in threads if here is not self._here]
         return busy or any(one.submit == self._crew.submit for here in others for one in list(here.later))
+
+    def _warn(self, lanes: set[Lane]) -> None:
+        """Says what it waits for, as of publishes that take long: that may not end, as an `interval` in a delivery."""
+        now = self._crew.time.monotonic()
+        if now >= self._due:
+            waited = now - self._since
+            self._due = now + waited
+            logger.warning("closing the bus has waited %.1f s for %s", waited, listed(self._whom(lanes), "workers"))
+
+    def _whom(self, lanes: set[Lane]) -> Iterator[str]:
+        threads = [(here.feed, here.origin) for here in list(places.values())]
+        feeds = [feed for feed, _ in threads if feed is not None and feed.log.hub is self._hub]
+        feeds += [delivery.feed for lane in lanes for delivery in lane.all_deliveries()]
+        yield from (f"{feed.name}, on topic {feed.log.name!r}" for feed in feeds)
+        origins = [origin for _, origin in threads if origin is not None and origin.log.hub is self._hub]
+        origins += [owed._place for owed in self._outside() if isinstance(owed._place, Origin)]
+        yield from (f"{one.holder.name}, behind a buffer, on topic {one.log.name!r}" for one in origins)
 
 
 class _Flush:

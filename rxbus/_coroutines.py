@@ -21,6 +21,7 @@ from rxbus._acknowledgement import (
     copy_context_for,
     current_delivery,
     current_place,
+    end_stream,
     work_for,
 )
 from rxbus._fan_out import logger
@@ -194,10 +195,10 @@ class Mapping:
             raise RxBusError(_NOT_RUNNING)
 
     def on_error(self, error: Exception) -> None:
-        self._later(self._finish, lambda: self.observer.on_error(error), current_place())
+        self._later(self._finish, lambda: end_stream(lambda: self.observer.on_error(error)), current_place())
 
     def on_completed(self) -> None:
-        self._later(self._end_then, self.observer.on_completed, current_place())
+        self._later(self._end_then, lambda: end_stream(self.observer.on_completed), current_place())
 
     def stop(self) -> None:
         self._later(self._finish, None, None)

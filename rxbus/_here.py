@@ -109,6 +109,7 @@ class Engine(Protocol):
     limit: int | None  # of workers; 0: everything on the publishing thread
     short: list[None]  # empty as long as the system has had a thread for each worker; see `is_limited`
     handoff_after: float
+    stall_after: float
     monitor: Monitor
     time: Time
     waiting: dict[FanOut, None]  # the outermost publishes that wait, for the stall warning
@@ -244,6 +245,8 @@ class Once:
 
 class Holder(Protocol):
     """A buffer, as publishers see it."""
+
+    name: str  # of the observer behind it
 
     def check(self, fan: FanOut) -> None:
         """Fails the deliveries of a fan-out that wait for the very item whose handler waits for them."""

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from math import inf
@@ -151,7 +151,9 @@ class Watch:
             if now >= due:
                 waited = now - since
                 due = now + waited
-                logger.warning("publish to %r has waited %.1f s for %s", topic, waited, _listed(_whom(publish)))
+                logger.warning(
+                    "publish to %r has waited %.1f s for %s", topic, waited, listed(_whom(publish), "its turn")
+                )
             stalled[key] = (publish, since, due)
         self._stalled = stalled
 
@@ -217,11 +219,11 @@ def _whom(publish: Any) -> Iterator[str]:
             yield f"{feed.name}, on topic {feed.log.name!r}, {what}"
 
 
-def _listed(names: Iterator[str]) -> str:
+def listed(names: Iterable[str], none: str) -> str:
     """Joins a few of them, each once: a long backlog names the same observer again and again."""
     each = dict.fromkeys(names)
     more = len(each) - MOST
-    return "; ".join((*islice(each, MOST), *([f"and {more} more"] if more > 0 else ()))) or "its turn"
+    return "; ".join((*islice(each, MOST), *([f"and {more} more"] if more > 0 else ()))) or none
 
 
 def _ours(filename: str) -> bool:

@@ -286,6 +286,7 @@ class Crew:
         self.limit = engine.limit
         self.short = engine.short
         self.handoff_after = engine.handoff_after
+        self.stall_after = engine.stall_after
         self.monitor = engine.monitor
         self.time = engine.time
         self.waiting = engine.waiting

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable
 
-from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, work_for
+from rxbus._acknowledgement import Acknowledgement, Delivery, current_place, end_stream, work_for
 from rxbus._buffered import Overflow, buffered
 from rxbus._coroutines import map_async
 from rxbus._event import Event
@@ -67,8 +67,8 @@ def observe_on(scheduler: abc.SchedulerBase) -> Callable[[Observable[_T]], Obser
             far = _FarSide(scheduler)
             upstream = source.subscribe(
                 lambda value: far.put(lambda: observer.on_next(value)),
-                lambda error: far.put(lambda: observer.on_error(error)),
-                lambda: far.put(observer.on_completed),
+                lambda error: far.put(lambda: end_stream(lambda: observer.on_error(error))),
+                lambda: far.put(lambda: end_stream(observer.on_completed)),
                 scheduler=near,
             )
             return CompositeDisposable(upstream, Disposable(far.stop))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,7 +16,7 @@ import reactivex as rx
 from reactivex import Observable
 from reactivex import operators as ops
 
-from rxbus import BlockingScheduler, BusClosed, EventBus, PublishError, Receipt
+from rxbus import AcknowledgementTimeout, BlockingScheduler, BusClosed, EventBus, PublishError, Receipt
 from rxbus._closing import _Closing
 from rxbus._watch import Watch
 from rxbus.operators import buffered, map_async, observe_on
@@ -341,3 +342,53 @@ def test_items_of_a_loop_that_nobody_runs_are_told_to_the_log(caplog: pytest.Log
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
+
+
+class Opener(logging.Handler):
+    """Opens a gate once closing is told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("closing"):
+            self.gate.set()
+
+    def wait(self, event: object) -> None:
+        assert self.gate.wait(PATIENCE)
+
+
+@pytest.fixture
+def opener() -> Iterator[Opener]:
+    handler = Opener()
+    logging.getLogger("rxbus").addHandler(handler)
+    yield handler
+    logging.getLogger("rxbus").removeHandler(handler)
+
+
+@pytest.mark.parametrize("max_workers", [None, 1])
+@pytest.mark.parametrize(
+    "way", ["behind a buffer", "left by its publisher", "its end is late", "behind a buffer and a far side"]
+)
+def test_closing_that_takes_long_is_told_as_a_publish_is(
+    way: str, max_workers: int | None, caplog: pytest.LogCaptureFixture, opener: Opener
+) -> None:
+    bus = EventBus(BlockingScheduler(max_workers, stall_after=0.05))
+    source = bus.subscribe("a", name="slow")
+    if way == "behind a buffer":
+        source.pipe(buffered(2)).subscribe(opener.wait)
+        bus.publish("a")
+    elif way == "left by its publisher":
+        source.subscribe(opener.wait)
+        with pytest.raises(AcknowledgementTimeout):
+            bus.publish("a", timeout=0.01)
+    elif way == "its end is late":
+        source.pipe(observe_on(bus.scheduler)).subscribe(on_completed=lambda: opener.wait(None))
+    else:
+        source.pipe(buffered(2), ops.observe_on(bus.scheduler)).subscribe(opener.wait)
+        bus.publish("a")
+    bus.close()
+    [told] = [text for text in caplog.messages if text.startswith("closing the bus has waited 0.")]
+    assert told.split(" s for ", 1)[1].startswith("slow, ")
+    assert told.endswith("on topic 'a'")

@@ -1711,7 +1711,7 @@ def test_a_ring_is_seen_though_an_action_of_its_handler_publishes_too(
     assert [type(error) for error in errors] == [BufferOverflow]
 
 
-@pytest.mark.parametrize("kind", ["loop", "bus"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_operator_s_error_that_nobody_handles_behind_observe_on_is_logged(bus: EventBus, kind: str) -> None:
     """By it the observer has left: its publisher does not wait for the far side any more."""
     with a_scheduler(kind, bus) as scheduler, expect_failure(ZeroDivisionError):
