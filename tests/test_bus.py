@@ -545,7 +545,7 @@ def test_closing_the_last_bus_leaves_the_timers_of_one_that_is_made_just_then(
                 delayed = buses[1].subscribe("a").pipe(ops.delay(0.05, scheduler=scheduler))
                 delayed.subscribe(seen.append)
                 publishing.append(spawn(buses[1].publish, "a"))
-                while not scheduler.time._queue:
+                while not scheduler.time._queue and not seen:
                     pass
 
     scheduler._lock = Lock()  # type: ignore[assignment]
