@@ -84,7 +84,7 @@ class Registry:
             InvalidTopic: `name` is not a topic's name.
         """
         found = self.logs.get(name)
-        if found is not None:
+        if found is not None and not found.retired:  # a sweep may be about to take it off: the lock waits for that
             return found
         name = check_name(name)
         try:
@@ -104,6 +104,9 @@ class Registry:
 
     def _log(self, name: str) -> Log:
         log = self.logs.get(name)
+        if log is not None and log.retired:  # the sweep was interrupted right then
+            self._take_off(log)
+            log = None
         if log is None:
             if len(self.logs) - len(self.subjects) >= self._sweep_at:
                 self._sweep()
@@ -130,13 +133,17 @@ class Registry:
             if only is not None:
                 self._to_visit.append(only.lane)
             if log.retire():
-                self.published += log.published + log.singles  # now that there can be no more
-                self.fanned += log.fanned() + log.singles
-                del self.logs[name]
+                self._take_off(log)
             else:
                 seen[name] = count
         self._seen = seen
         self._sweep_at = max(self.SWEEP, 2 * len(seen))
+
+    def _take_off(self, log: Log) -> None:
+        """Takes off one that has been retired: there can be no more publishes to count."""
+        self.published += log.published + log.singles
+        self.fanned += log.fanned() + log.singles
+        del self.logs[log.name]
 
     def subject(self, name: str) -> TopicSubject[Any]:
         """The Subject of a topic, made on first use.

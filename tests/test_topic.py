@@ -28,6 +28,7 @@ from rxbus import (
     Event,
     EventBus,
     PublishError,
+    Receipt,
     RxBusError,
     Subscription,
     Topic,
@@ -36,6 +37,7 @@ from rxbus import (
     defer,
     only_payload,
 )
+from rxbus._log import Log as InnerLog
 from rxbus._registry import Registry
 from rxbus.errors import InvalidArgument
 from rxbus.operators import map_async, observe_on
@@ -617,6 +619,56 @@ def test_a_topic_is_not_swept_out_under_a_running_handler(small: int, spawn: Spa
         for publisher in publishers:
             assert publisher.result(PATIENCE).acknowledged == 2
         assert Counter(log) == {1: 2, 2: 2, 3: 1}
+
+
+@pytest.mark.parametrize("observers", [1, 3])
+def test_who_publishes_in_the_midst_of_a_sweep_waits_for_its_end(
+    small: int, observers: int, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log that it has found is retired, and has not been taken off yet."""
+    publishing: list[Future[Receipt]] = []
+    retire = InnerLog.retire
+
+    def retire_and_wait(log: InnerLog) -> bool:
+        retired = retire(log)
+        if retired and not publishing:
+            publishing.append(spawn(bus.publish, log.name))
+            with pytest.raises(TimeoutError):
+                publishing[0].result(MOMENT)
+        return retired
+
+    monkeypatch.setattr(InnerLog, "retire", retire_and_wait)
+    with EventBus() as bus:
+        for _ in range(observers):
+            bus.subscribe(">").subscribe(lambda event: None)
+        for n in range(4 * small):
+            bus.publish(f"quiet.{n}")
+        assert publishing[0].result(PATIENCE).acknowledged == observers
+        assert bus.statistics().published == 4 * small + 1
+
+
+@pytest.mark.parametrize("observers", [1, 3])
+def test_a_sweep_that_was_interrupted_leaves_no_topic_that_cannot_be_published_to(
+    small: int, observers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    retire = InnerLog.retire
+
+    def retire_and_strike(log: InnerLog) -> bool:
+        if retire(log) and not names:
+            names.append(log.name)
+            raise KeyboardInterrupt
+        return log.retired
+
+    monkeypatch.setattr(InnerLog, "retire", retire_and_strike)
+    with EventBus() as bus:
+        for _ in range(observers):
+            bus.subscribe(">").subscribe(lambda event: None)
+        done: list[Receipt] = []
+        with pytest.raises(KeyboardInterrupt):
+            done.extend(bus.publish(f"quiet.{n}") for n in range(4 * small))
+        assert bus.publish(names[0]).acknowledged == observers
+        assert bus.statistics().published == len(done) + 1
 
 
 @pytest.mark.parametrize("observers", [1, 3])
