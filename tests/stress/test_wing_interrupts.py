@@ -40,7 +40,7 @@ pytestmark = [
 
 PATIENCE = 8.0  # seconds; less than a pipeline waits for builds that do not end
 FIRST = 30  # points at each of which it strikes
-EVERY = 1 if "RXBUS_STRESS" in os.environ else 5  # at each of the others too, or at every fifth
+EVERY = 1 if "RXBUS_STRESS" in os.environ else 8  # at each of the others too, or at every eighth
 
 LOCKS = [threading.__file__, queue.__file__]  # whose Python code stays locked where it is struck
 
