@@ -28,6 +28,7 @@ from tests.processes import rest_of
 ENVIRONMENT = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "xterm", "PYTHONUNBUFFERED": ""}
 MISSING = "rxbus: the terminal needs the extra 'cli': install rxbus with it, in a clone by pip install '.[cli]'\n"
 PATIENCE = 30  # seconds, for what takes a few
+SQUEAK = f"squeak{os.getpid()}"  # a process of this run, whatever runs beside it
 
 pytestmark = pytest.mark.timeout(60, method="signal")  # which, unlike a thread, leaves no demo running
 
@@ -176,13 +177,13 @@ class TestLines:
             with ExitStack() as processes:
                 pids = []
                 for line in stream(demo.stdout):
-                    if "pipsqueak" in line:
+                    if SQUEAK in line:
                         break
-                    pids.append(processes.enter_context(running_process(tmp_path, "pipsqueak")))
+                    pids.append(processes.enter_context(running_process(tmp_path, SQUEAK)))
             demo.terminate()
             output, errors = rest_of(demo)
         report = json.loads(line)
-        assert {f"machine.process.started: pipsqueak ({pid})" for pid in pids} & set(report["news"])
+        assert {f"machine.process.started: {SQUEAK} ({pid})" for pid in pids} & set(report["news"])
         assert by_topic(report)["machine.process.started"]["events"] > 0
         assert (demo.returncode, errors) == (143, "")
         assert list(json.loads(output.splitlines()[-1])) == ["summary"]
@@ -285,13 +286,13 @@ class TestRun:
 class TestMachine:
     def test_a_sample_of_each_kind(self, tmp_path: Path) -> None:
         machine = _demo.Machine()
-        with running_process(tmp_path, "pipsqueak") as pid:
+        with running_process(tmp_path, SQUEAK) as pid:
             sample = [(topic.name, payload) for topic, payload in machine.sample()]
             again = [payload for _, payload in machine.sample()]
         cores = [f"machine.cpu.{number}" for number in range(machine.processors)]
         assert [name for name, _ in sample][: 2 + len(cores)] == ["machine.load", "machine.memory", *cores]
-        assert ("machine.process.started", _demo.Process(pid, "pipsqueak")) in sample
-        assert _demo.Process(pid, "pipsqueak") not in again
+        assert ("machine.process.started", _demo.Process(pid, SQUEAK)) in sample
+        assert _demo.Process(pid, SQUEAK) not in again
 
     def test_a_process_that_has_ended_already_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with subprocess.Popen([sys.executable, "-c", ""]) as ended:
