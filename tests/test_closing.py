@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -21,6 +20,7 @@ from rxbus._closing import _Closing
 from rxbus._watch import Watch
 from rxbus.operators import buffered, map_async, observe_on
 from rxbus.testing import expect_failure
+from tests.opener import Opener
 
 PATIENCE = 10.0
 MOMENT = 0.05  # seconds in which something that must not happen is given the chance to
@@ -344,36 +344,14 @@ def test_items_of_a_loop_that_nobody_runs_are_told_to_the_log(caplog: pytest.Log
     loop.close()
 
 
-class Opener(logging.Handler):
-    """Opens a gate once closing is told of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("closing"):
-            self.gate.set()
-
-    def wait(self, event: object) -> None:
-        assert self.gate.wait(PATIENCE)
-
-
-@pytest.fixture
-def opener() -> Iterator[Opener]:
-    handler = Opener()
-    logging.getLogger("rxbus").addHandler(handler)
-    yield handler
-    logging.getLogger("rxbus").removeHandler(handler)
-
-
 @pytest.mark.parametrize("max_workers", [None, 1])
 @pytest.mark.parametrize(
     "way", ["behind a buffer", "left by its publisher", "its end is late", "behind a buffer and a far side"]
 )
 def test_closing_that_takes_long_is_told_as_a_publish_is(
-    way: str, max_workers: int | None, caplog: pytest.LogCaptureFixture, opener: Opener
+    way: str, max_workers: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
+    opener = Opener("closing")
     bus = EventBus(BlockingScheduler(max_workers, stall_after=0.05))
     source = bus.subscribe("a", name="slow")
     if way == "behind a buffer":
@@ -389,6 +367,7 @@ def test_closing_that_takes_long_is_told_as_a_publish_is(
         source.pipe(buffered(2), ops.observe_on(bus.scheduler)).subscribe(opener.wait)
         bus.publish("a")
     bus.close()
+    opener.close()
     [told] = [text for text in caplog.messages if text.startswith("closing the bus has waited 0.")]
     assert told.split(" s for ", 1)[1].startswith("slow, ")
     assert told.endswith("on topic 'a'")

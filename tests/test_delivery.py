@@ -37,6 +37,7 @@ from rxbus._lane import COMBINED, Lane, LockedLane
 from rxbus._observer import Feed
 from rxbus._put_off import PutOff, pass_on_later, run_later
 from rxbus.operators import buffered
+from tests.opener import Opener
 
 PATIENCE = 10.0
 MOMENT = 0.02  # seconds in which something that must not happen is given the chance to
@@ -784,30 +785,11 @@ def test_a_stall_for_a_deferral_is_told(virtual_bus: EventBus, caplog: pytest.Lo
     assert told == f"publish to 'a' has waited 5.0 s for {what}"
 
 
-class Opener(logging.Handler):
-    """Opens a gate once something is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-        logging.getLogger("rxbus").addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.gate.set()
-
-    def wait(self, event: object) -> None:
-        assert self.gate.wait(PATIENCE)
-
-    def close(self) -> None:
-        logging.getLogger("rxbus").removeHandler(self)
-        super().close()
-
-
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
 def test_a_stall_tells_who_waits_in_a_publish_of_its_own(
     caplog: pytest.LogCaptureFixture, timeout: float | None
 ) -> None:
-    with closing(Opener()) as opener, EventBus(BlockingScheduler(stall_after=0.05)) as bus:
+    with closing(Opener("publish")) as opener, EventBus(BlockingScheduler(stall_after=0.05)) as bus:
         bus.subscribe("a", name="outer").subscribe(lambda event: bus.publish("b"))
         bus.subscribe("b", name="inner").subscribe(opener.wait)
         bus.publish("a", timeout=timeout)
@@ -816,7 +798,7 @@ def test_a_stall_tells_who_waits_in_a_publish_of_its_own(
 
 
 def test_a_stall_at_a_full_buffer_is_told_as_that(caplog: pytest.LogCaptureFixture) -> None:
-    with closing(Opener()) as opener, EventBus(BlockingScheduler(stall_after=0.05)) as bus:
+    with closing(Opener("publish")) as opener, EventBus(BlockingScheduler(stall_after=0.05)) as bus:
         bus.subscribe("a", name="held").pipe(buffered(1)).subscribe(opener.wait)
         for _ in range(3):
             bus.publish("a")

@@ -76,7 +76,7 @@ async def test_what_a_coroutine_publishes_does_not_wait_for_who_waits_behind_it(
             if event.topic == "line.first":
                 loop.call_soon(taken.set)
                 while not (_waiting and bus._scheduler.waiting):  # both wait
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0)
                 await bus.publish_async("inner", timeout=timeout)
             seen.append(event.topic)
 
