@@ -144,12 +144,14 @@ def _end_round_async(fan: FanOut) -> None:
 
 def _round_goes_on(fan: FanOut, wait: Wait) -> None:
     """Its publisher does not wait for it any more, whose tree would only count it once the round is over."""
-    top, once = fan.top.waiting(), Once()
+    top, owed = fan.top.waiting(), True
 
     def over() -> None:
-        if wait.count <= 0 and once.take():  # it is rung more often than that
+        nonlocal owed
+        if wait.count <= 0:  # it is rung more often than that
             with ledger:
-                top.count -= 1
+                top.count -= owed
+                owed = False
             fan.ring()
 
     with ledger:
