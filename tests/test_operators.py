@@ -1738,6 +1738,8 @@ async def test_a_publisher_does_not_wait_for_the_far_side_of_later_events(max_wo
     emitted = asyncio.Event()
 
     async def emit(event: Event[int]) -> int:
+        while not bus.scheduler.waiting:  # till the turn is over, which the far side would keep
+            await asyncio.sleep(0)
         if event.payload == 1:
             asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, emitted.set)
         return event.payload
